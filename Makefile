@@ -1,0 +1,57 @@
+# Two commands matter: `make demo` and `make test`. `make help` lists them all.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV := .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+READY := $(VENV)/.installed
+
+.PHONY: help setup demo up down test lint format lock crd clean
+
+help: ## List what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## Install everything into .venv (the other targets do it by themselves)
+
+$(READY): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null \
+	  || { echo "Python 3.11 or newer is needed: $(PYTHON) is not. Name another: make PYTHON=python3.12 …"; exit 1; }
+	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
+	  || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)."; exit 1; }
+	@echo "Installing the locked dependencies into $(VENV) …"
+	@$(PY) -m pip install --disable-pip-version-check --progress-bar off -q --require-hashes -r requirements.lock
+	@$(PY) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(READY) ## The whole story: a cluster, an operator, three pods, clients, a killed pod, clean-up
+	@$(PY) -m demo
+
+up: $(READY) ## Start the same and leave it running
+	@$(PY) -m demo up
+
+down: $(READY) ## Stop what `make up` started
+	@$(PY) -m demo down
+
+test: $(READY) ## Run all tests
+	@$(PY) -m pytest
+
+lint: $(READY) ## Style, types, walls between packages, generated files
+	@$(VENV)/bin/ruff check .
+	@$(VENV)/bin/ruff format --check .
+	@$(VENV)/bin/mypy
+	@$(VENV)/bin/lint-imports
+	@$(PY) -m tableforge_operator.api.crd --check
+
+format: $(READY) ## Format the code and mend what can be mended
+	@$(VENV)/bin/ruff check --fix -q . || true
+	@$(VENV)/bin/ruff format .
+
+lock: $(READY) ## Resolve requirements.lock anew
+	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
+	  --no-emit-index-url --no-header --no-emit-package tableforge -o requirements.lock -q
+
+crd: $(READY) ## Write crds/ anew from the typed model
+	@$(PY) -m tableforge_operator.api.crd
+
+clean: ## Remove what was installed here (the per-user cache stays)
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .devcluster

@@ -1,0 +1,1 @@
+"""The data plane: the WebSocket server that runs in each pod of a `WebSocketCluster`."""
