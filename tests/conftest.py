@@ -1,0 +1,39 @@
+"""Fixtures for all tests: a Redis and data-plane processes of one's own."""
+
+from collections.abc import AsyncIterator, Generator
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import DataplaneFleet
+from tests.support.redis import RedisServer
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """A failed test shows what its processes printed: the cause is mostly there."""
+    report = yield
+    if report.when == "call" and report.failed:
+        for name, value in getattr(item, "funcargs", {}).items():
+            if isinstance(value, RedisServer | DataplaneFleet) and (output := value.output()):
+                report.sections.append((f"{name}: its processes' last lines", output))
+    return report
+
+
+@pytest.fixture
+async def redis_server(tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A running Valkey with `appendfsync always`, without a password."""
+    async with RedisServer(tmp_path / "redis") as server:
+        yield server
+
+
+@pytest.fixture
+async def dataplane(tmp_path: Path) -> AsyncIterator[DataplaneFleet]:
+    """Starts data-plane processes: `one, two = await dataplane(redis_server, 2, AUTH_REQUIRED="true")`."""
+    fleet = DataplaneFleet(tmp_path / "dataplane")
+    try:
+        yield fleet
+    finally:
+        await fleet.stop()

@@ -1,0 +1,120 @@
+"""Child processes of a test: they end with it, whatever ends it, and their output can be shown."""
+
+import asyncio
+import ctypes
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Final
+
+_PR_SET_PDEATHSIG: Final = 1
+# Looked up before any fork: between fork and exec only async-signal-safe work is allowed.
+_LIBC: Final = ctypes.CDLL(None, use_errno=True)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """What runs in the child before exec. The signal comes when the forking *thread* ends: fork in main."""
+
+    def before_exec() -> None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:  # the parent died in between: nobody would send the signal
+            os._exit(1)
+
+    return before_exec
+
+
+def free_port(host: str = "127.0.0.1") -> int:
+    """A port nobody listens on now.
+
+    It lies below the range from which the kernel takes outgoing connections' ports, so that it stays free
+    while a server that owns it is being restarted. Another process may still take it first: callers retry.
+    """
+    for _ in range(200):
+        port = random.randint(12_000, 29_999)
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((host, port))
+            except OSError:
+                continue
+        return port
+    raise RuntimeError(f"no free port found on {host} in 200 tries")
+
+
+class Child:
+    """One running process, with everything it prints in `log`."""
+
+    def __init__(self, command: list[str], *, log: Path, environ: Mapping[str, str] | None = None) -> None:
+        self.command = command
+        self.log = log
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=None if environ is None else dict(environ),
+                start_new_session=True,
+                preexec_fn=_die_with(os.getpid()),
+            )
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        """None while it runs; negative where a signal ended it."""
+        return self._process.poll()
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; nothing where the process has ended."""
+        if self._process.poll() is None:
+            self._process.send_signal(number)
+
+    async def ended(self, timeout_seconds: float) -> int:
+        """Wait for its end and give its exit code. Raises TimeoutError."""
+        deadline = time.monotonic() + timeout_seconds
+        pidfd = os.pidfd_open(self.pid) if self._process.poll() is None else None
+        if pidfd is None:
+            return self._process.wait()
+        try:
+            over = asyncio.Event()
+            loop = asyncio.get_running_loop()
+            loop.add_reader(pidfd, over.set)
+            try:
+                async with asyncio.timeout(deadline - time.monotonic()):
+                    await over.wait()
+            finally:
+                loop.remove_reader(pidfd)
+        finally:
+            os.close(pidfd)
+        return self._process.wait()
+
+    async def stop(self, *, timeout_seconds: float = 10) -> int:
+        """SIGTERM, and SIGKILL to whom that doesn't end in time. Gives the exit code."""
+        self.send(signal.SIGCONT)
+        self.send(signal.SIGTERM)
+        try:
+            return await self.ended(timeout_seconds)
+        except TimeoutError:
+            return await self.kill9()
+
+    async def kill9(self) -> int:
+        """SIGKILL, and wait for the end."""
+        self.send(signal.SIGKILL)
+        return await self.ended(10)
+
+    def output(self, *, last_lines: int = 60) -> str:
+        """What it printed last."""
+        try:
+            text = self.log.read_text(errors="replace")
+        except FileNotFoundError:
+            return ""
+        return "\n".join(text.splitlines()[-last_lines:])
