@@ -1,0 +1,192 @@
+"""Starts processes in namespaces of their own, and programs inside those.
+
+The work inside the new process is `sandbox_init`'s; this is the agent's side of it.
+"""
+
+import asyncio
+import contextlib
+import dataclasses
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+SCRIPT = Path(__file__).with_name("sandbox_init.py")
+HOSTNAME_LIMIT = 63
+
+
+class SandboxError(Exception):
+    """A process could not be started in its sandbox; the message says what was refused."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Mount:
+    """A host path shown at a path of the container. `target` is resolved: it has no symbolic links."""
+
+    source: str
+    target: str
+    read_only: bool = False
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SandboxSpec:
+    """Everything a container's process is made from."""
+
+    argv: Sequence[str]
+    env: Mapping[str, str] = dataclasses.field(repr=False)
+    working_dir: str
+    hostname: str
+    root: Path
+    """An empty host directory on which the root is mounted, in the container's namespace only."""
+    mounts: Sequence[Mount] = ()
+    keep: Sequence[str] = ()
+    """Host paths to show even where they lie in a private directory."""
+    hidden: Sequence[str] = ()
+    read_only_root: bool = False
+
+
+class SandboxProcess:
+    """A running process: the first one of its container, or one started inside a container."""
+
+    def __init__(self, guardian: asyncio.subprocess.Process, pid: int) -> None:
+        self._guardian = guardian
+        self.pid = pid
+        """The process's id as the host sees it."""
+
+    @property
+    def stdout(self) -> asyncio.StreamReader:
+        """What it writes to standard output."""
+        assert self._guardian.stdout is not None  # noqa: S101 -- always a pipe
+        return self._guardian.stdout
+
+    @property
+    def stderr(self) -> asyncio.StreamReader:
+        """What it writes to standard error."""
+        assert self._guardian.stderr is not None  # noqa: S101 -- always a pipe
+        return self._guardian.stderr
+
+    async def wait(self) -> int:
+        """Its exit code, 128 and the signal's number after a signal."""
+        code = await self._guardian.wait()
+        # A guardian killed by a signal took the process along.
+        return 128 - code if code < 0 else code
+
+    @property
+    def running(self) -> bool:
+        """Whether it has not ended yet."""
+        return self._guardian.returncode is None
+
+    def send(self, number: signal.Signals) -> None:
+        """Send a signal; nothing happens where the process is gone."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        """End it and everything it started."""
+        if self.running:
+            with contextlib.suppress(ProcessLookupError):
+                self._guardian.kill()
+
+
+async def start(spec: SandboxSpec) -> SandboxProcess:
+    """Start a container's process. Raises SandboxError; nothing is left running then."""
+    spec.root.mkdir(parents=True, exist_ok=True)
+    return await _launch(
+        "run",
+        {
+            "argv": list(spec.argv),
+            "env": dict(spec.env),
+            "working_dir": spec.working_dir,
+            "hostname": spec.hostname[:HOSTNAME_LIMIT].rstrip("-."),
+            "root": str(spec.root),
+            "mounts": [dataclasses.asdict(mount) for mount in spec.mounts],
+            "keep": list(spec.keep),
+            "hidden": list(spec.hidden),
+            "read_only_root": spec.read_only_root,
+        },
+    )
+
+
+async def start_inside(
+    container: SandboxProcess, argv: Sequence[str], env: Mapping[str, str], working_dir: str
+) -> SandboxProcess:
+    """Start a program in the namespaces of a running container. Raises SandboxError."""
+    request = {"pid": container.pid, "argv": list(argv), "env": dict(env), "working_dir": working_dir}
+    return await _launch("enter", request)
+
+
+async def _launch(mode: str, request: dict[str, Any]) -> SandboxProcess:
+    status_read, status_write = os.pipe()
+    request_fd = os.memfd_create("sandbox-request")
+    try:
+        with os.fdopen(os.dup(request_fd), "w", encoding="utf-8") as stream:
+            json.dump({**request, "agent_pid": os.getpid(), "status_fd": status_write}, stream)
+        os.lseek(request_fd, 0, os.SEEK_SET)
+        guardian = await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            str(SCRIPT),
+            mode,
+            str(request_fd),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(request_fd, status_write),
+            start_new_session=True,
+        )
+    except BaseException:
+        os.close(status_read)
+        raise
+    finally:
+        os.close(request_fd)
+        os.close(status_write)
+    try:
+        return await _started(guardian, status_read)
+    except BaseException:
+        if guardian.returncode is None:
+            guardian.kill()
+        raise
+
+
+async def _started(guardian: asyncio.subprocess.Process, status_read: int) -> SandboxProcess:
+    """Wait until the program runs (the status pipe closes) or something says that it does not."""
+    reader = asyncio.StreamReader()
+    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status_read, "rb", buffering=0)
+    )
+    try:
+        reports = [json.loads(line) for line in (await reader.read()).splitlines()]
+    finally:
+        transport.close()
+    for report in reports:
+        if "error" in report:
+            await guardian.wait()
+            raise SandboxError(report["error"])
+    pids = [report["pid"] for report in reports if "pid" in report]
+    if not pids:
+        output = b"" if guardian.stderr is None else await guardian.stderr.read(2000)
+        raise SandboxError(f"the sandbox ended at its start: {output.decode(errors='replace').strip()}")
+    return SandboxProcess(guardian, pids[0])
+
+
+async def check_machine() -> None:
+    """Make one sandbox and let it go. Raises SandboxError where this machine refuses namespaces."""
+    with tempfile.TemporaryDirectory() as directory:
+        spec = SandboxSpec(
+            argv=["true"],
+            env={"PATH": os.defpath},
+            working_dir="/",
+            hostname="check",
+            root=Path(directory) / "root",
+            read_only_root=True,
+        )
+        process = await start(spec)
+        output = await process.stderr.read(2000)
+        if (code := await process.wait()) != 0:
+            raise SandboxError(f"a test process ended with {code}: {output.decode(errors='replace').strip()}")
