@@ -1,0 +1,97 @@
+# ruff: noqa: RUF012  (msgspec copies a default that is an empty list)
+"""The `status` of a WebSocketCluster: what the operator found."""
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from tableforge_operator.api.fields import Group, field
+
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
+_Replicas = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+
+
+class Condition(Group, frozen=True):
+    """One aspect of the cluster's state, as kstatus and `kubectl wait` read it."""
+
+    type: Annotated[
+        str,
+        field("`Ready`, `Reconciling`, `Stalled` or `RedisReady`.", min_length=1, max_length=316),
+    ]
+    status: Annotated[
+        Literal["True", "False", "Unknown"], field("Whether it is so. Reconciling and Stalled go when over.")
+    ]
+    reason: Annotated[
+        str,
+        field(
+            "One word for why.",
+            pattern="^[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?$",
+            min_length=1,
+            max_length=1024,
+        ),
+    ]
+    message: Annotated[str, field("What is so, and what to do where something is wrong.", max_length=32768)]
+    last_transition_time: Annotated[
+        str, field("When `status` last changed.", schema={"format": "date-time"}, max_length=64)
+    ]
+    observed_generation: Annotated[_Count | None, field("The generation of the spec that this is about.")] = (
+        None
+    )
+
+
+class RedisStatus(Group, frozen=True, omit_defaults=True):
+    """The Redis in use, as the instances see it."""
+
+    durability: Annotated[
+        Annotated[str, msgspec.Meta(max_length=32)] | None,
+        field("What an acknowledgement means right now: `Memory` or `Disk`."),
+    ] = None
+    version: Annotated[
+        Annotated[str, msgspec.Meta(max_length=64)] | None, field("Version that Redis reports.")
+    ] = None
+
+
+class Status(Group, frozen=True, omit_defaults=True):
+    """What the operator found. Written by the operator only."""
+
+    observed_generation: Annotated[
+        int,
+        field(
+            "The generation of the spec that this is about; -1 while nobody has looked yet.",
+            ge=-1,
+            le=2**63 - 1,
+        ),
+    ] = -1
+    conditions: Annotated[
+        list[Condition],
+        field(
+            "The cluster's state, a condition for each aspect.",
+            schema={"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]},
+            max_length=16,
+        ),
+    ] = []
+    replicas: Annotated[_Replicas | None, field("Pods that exist.")] = None
+    ready_replicas: Annotated[_Replicas | None, field("Pods that are ready.")] = None
+    selector: Annotated[
+        Annotated[str, msgspec.Meta(max_length=1024)] | None,
+        field("Label selector of the pods, for the scale subresource."),
+    ] = None
+    instances: Annotated[_Replicas | None, field("Instances that are alive, by their leases in Redis.")] = (
+        None
+    )
+    connections: Annotated[_Count | None, field("Connections over all instances.")] = None
+    rooms: Annotated[_Count | None, field("Rooms with at least one member, each counted once.")] = None
+    url: Annotated[
+        Annotated[str, msgspec.Meta(max_length=512)] | None,
+        field("Where clients inside the Kubernetes cluster connect."),
+    ] = None
+    active_track: Annotated[
+        Literal["a", "b"] | None, field("Which of the two fleets the client Service points to.")
+    ] = None
+    redis: Annotated[RedisStatus | None, field("The Redis in use, as the instances see it.")] = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """As it stands in the object: camelCase, unset fields left out."""
+        found: dict[str, Any] = msgspec.to_builtins(self)
+        found["observedGeneration"] = self.observed_generation
+        return found
