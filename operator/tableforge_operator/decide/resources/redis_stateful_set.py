@@ -1,0 +1,120 @@
+"""The StatefulSet of the managed Redis: one pod, one claim."""
+
+from typing import Any, Final
+
+from tableforge_operator.api import WebSocketCluster, names
+from tableforge_operator.api.quantities import mebibytes
+from tableforge_operator.api.spec import DEFAULT_REDIS_IMAGE, ManagedRedis
+from tableforge_operator.decide.resources import pod_security
+from tableforge_operator.decide.resources.config_map import REDIS_PORT
+from tableforge_operator.decide.resources.kinds import STATEFUL_SET
+from tableforge_operator.decide.resources.metadata import child, component_labels, labels, redis_name
+from tableforge_operator.decide.resources.redis_config_map import AUTH_DIR, CONFIG_FILE, DATA_DIR
+from tableforge_operator.decide.resources.secrets import REDIS_CONF_KEY, redis_secret_name
+
+CONFIG_DIR: Final = "/etc/redis"
+REDIS_UID: Final = 999
+"""The user that the official images of Valkey and Redis drop to when they are started as root."""
+
+
+def redis_stateful_set(cluster: WebSocketCluster, redis: ManagedRedis, *, config_hash: str) -> dict[str, Any]:
+    """`config_hash` changes with Redis's ConfigMap."""
+    name = redis_name(cluster)
+    claim: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": redis.storage.size}},
+    }
+    if redis.storage.storage_class_name is not None:
+        claim["storageClassName"] = redis.storage.storage_class_name
+    return {
+        **child(cluster, STATEFUL_SET, name, "redis"),
+        "spec": {
+            "replicas": 1,
+            "serviceName": name,
+            "revisionHistoryLimit": 3,
+            "persistentVolumeClaimRetentionPolicy": {
+                "whenDeleted": redis.persistence.on_delete,
+                "whenScaled": "Retain",
+            },
+            "selector": {"matchLabels": component_labels(cluster, "redis")},
+            "template": {
+                "metadata": {
+                    "labels": labels(cluster, "redis"),
+                    "annotations": {names.CONFIG_HASH_ANNOTATION: config_hash},
+                },
+                "spec": _pod(cluster, redis),
+            },
+            "volumeClaimTemplates": [
+                {
+                    "apiVersion": "v1",
+                    "kind": "PersistentVolumeClaim",
+                    "metadata": {"name": "data", "labels": component_labels(cluster, "redis")},
+                    "spec": claim,
+                }
+            ],
+        },
+    }
+
+
+def _pod(cluster: WebSocketCluster, redis: ManagedRedis) -> dict[str, Any]:
+    memory = mebibytes(redis.max_memory)
+    return {
+        "serviceAccountName": cluster.name,
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "terminationGracePeriodSeconds": 30,
+        "securityContext": {
+            **pod_security.POD,
+            "runAsUser": REDIS_UID,
+            "runAsGroup": REDIS_UID,
+            "fsGroup": REDIS_UID,
+            "fsGroupChangePolicy": "OnRootMismatch",
+        },
+        "containers": [
+            {
+                "name": "redis",
+                "image": redis.image or DEFAULT_REDIS_IMAGE,
+                # The official images' entry point puts `valkey-server` or `redis-server` in front of a .conf.
+                "args": [f"{CONFIG_DIR}/{CONFIG_FILE}"],
+                "ports": [{"name": "redis", "containerPort": REDIS_PORT, "protocol": "TCP"}],
+                # While the append-only file is rewritten, a child holds copies of the pages that change.
+                "resources": {
+                    "requests": {"cpu": "100m", "memory": f"{memory + 64}Mi"},
+                    "limits": {"memory": f"{2 * memory + 128}Mi"},
+                },
+                # By socket: a Redis that still loads its file accepts connections, and must not be killed.
+                "livenessProbe": {
+                    "tcpSocket": {"port": "redis"},
+                    "initialDelaySeconds": 30,
+                    "periodSeconds": 10,
+                    "timeoutSeconds": 5,
+                    "failureThreshold": 6,
+                },
+                "readinessProbe": {
+                    "tcpSocket": {"port": "redis"},
+                    "initialDelaySeconds": 1,
+                    "periodSeconds": 3,
+                    "timeoutSeconds": 3,
+                    "failureThreshold": 3,
+                },
+                "securityContext": pod_security.CONTAINER,
+                "volumeMounts": [
+                    {"name": "data", "mountPath": DATA_DIR},
+                    {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
+                    {"name": "auth", "mountPath": AUTH_DIR, "readOnly": True},
+                ],
+            }
+        ],
+        "volumes": [
+            {"name": "config", "configMap": {"name": redis_name(cluster)}},
+            # Required: a Redis that started without it would let everybody in.
+            {
+                "name": "auth",
+                "secret": {
+                    "secretName": redis_secret_name(cluster),
+                    "items": [{"key": REDIS_CONF_KEY, "path": REDIS_CONF_KEY}],
+                    "defaultMode": pod_security.SECRET_MODE,
+                },
+            },
+        ],
+    }
