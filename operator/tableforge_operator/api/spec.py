@@ -399,7 +399,8 @@ class Resources(Group, frozen=True):
 
     rules: ClassVar = (
         Rule(
-            "self.requests.all(name, !(name in self.limits) || !isQuantity(string(self.requests[name])) "
+            "!has(self.requests) || !has(self.limits) "
+            "|| self.requests.all(name, !(name in self.limits) || !isQuantity(string(self.requests[name])) "
             "|| !isQuantity(string(self.limits[name])) || quantity(string(self.requests[name]))"
             ".compareTo(quantity(string(self.limits[name]))) <= 0)",
             "pod.resources.requests must not be more than pod.resources.limits: "
