@@ -89,7 +89,7 @@ def _schema(kind: inspect.Type, *, defaults: bool) -> Schema:
 
 
 def _described_first(schema: Schema) -> Schema:
-    """As people read it; a plain default is told too, because `kubectl explain` shows only the description."""
+    """As people read it, a plain default told in words: `kubectl explain` shows only the description."""
     text: str = schema.pop("description")
     default = schema.get("default")
     if isinstance(default, bool):
@@ -108,10 +108,16 @@ def _default(field: inspect.Field) -> Any:
     """As it stands in the CRD; None where the field has none, or has nothing as its default."""
     if field.default_factory is not msgspec.NODEFAULT or field.default is msgspec.NODEFAULT:
         return None
-    if isinstance(field.default, Group) and type(field.default)() == field.default:
-        # Its own fields' defaults fill it.
-        return {}
-    return msgspec.to_builtins(field.default, enc_hook=_encode)
+    # Written out, though the fields of a group have defaults of their own: the API server holds a default
+    # against the group's rules before it fills in what is below.
+    return _without_blanks(msgspec.to_builtins(field.default, enc_hook=_encode))
+
+
+def _without_blanks(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    kept = {name: _without_blanks(each) for name, each in value.items() if each is not None}
+    return {name: each for name, each in kept.items() if each not in ([], {})}
 
 
 def _encode(value: Any) -> Any:

@@ -29,7 +29,7 @@ _QUANTITY: Final[dict[str, Any]] = {
     "maxLength": 32,
     "x-kubernetes-validations": [
         Rule(
-            "isQuantity(string(self)) && quantity(string(self)).sign() >= 0",
+            "isQuantity(string(self)) && quantity(string(self)).compareTo(quantity('0')) >= 0",
             "must be a quantity that is not negative, such as 100m, 2 or 256Mi",
         ).schema()
     ],
@@ -165,7 +165,7 @@ class ManagedRedis(Group, frozen=True):
             ".sub(quantity(self.maxMemory.replace('mb', 'Mi').replace('gb', 'Gi')))"
             ".sub(quantity(self.maxMemory.replace('mb', 'Mi').replace('gb', 'Gi')))"
             ".sub(quantity(self.maxMemory.replace('mb', 'Mi').replace('gb', 'Gi')))"
-            ".sign() >= 0",
+            ".compareTo(quantity('0')) >= 0",
             "storage.size must be at least three times maxMemory: raise storage.size or lower maxMemory",
             field_path=".storage.size",
         ),
@@ -300,16 +300,6 @@ class Auth(Group, frozen=True):
             "It may come later: until then nobody is let in."
         ),
     ] = None
-
-    rules: ClassVar = (
-        Rule(
-            "!self.required || has(self.jwtSecretRef)",
-            "auth.required is true (the default), so auth.jwtSecretRef must name the Secret with the tokens' "
-            "key; to let everybody in, set auth.required to false",
-            field_path=".jwtSecretRef",
-            reason="FieldValueRequired",
-        ),
-    )
 
 
 class Performance(Group, frozen=True):
@@ -504,3 +494,14 @@ class Spec(Group, frozen=True):
     rollout: Rollout = Rollout()
     pod: Pod = Pod()
     service: Service = Service()
+
+    rules: ClassVar = (
+        # Here and not on `auth`: what a user leaves out altogether must not pass by its default.
+        Rule(
+            "!self.auth.required || has(self.auth.jwtSecretRef)",
+            "auth.required is true (the default), so auth.jwtSecretRef must name the Secret with the tokens' "
+            "key; to let everybody in, set auth.required to false",
+            field_path=".auth.jwtSecretRef",
+            reason="FieldValueRequired",
+        ),
+    )

@@ -59,7 +59,7 @@ class Status(Group, frozen=True, omit_defaults=True):
         field(
             "The generation of the spec that this is about; -1 while nobody has looked yet.",
             ge=-1,
-            le=2**63 - 1,
+            le=2**53,
         ),
     ] = -1
     conditions: Annotated[
