@@ -1,0 +1,123 @@
+"""When an instance starts, whether it is ready, and what it says of its health."""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from typing import Final, Literal
+
+from tableforge_dataplane.contract.fleet import Health, RedisState
+from tableforge_dataplane.observability.logging import EventLog
+from tableforge_dataplane.observability.metrics import Metrics
+from tableforge_dataplane.registry.registry import ThisInstance
+
+LOOK_EVERY_SECONDS: Final = 0.25
+"""How often an instance that waits looks whether what it waits for is there."""
+
+_log = EventLog("readiness")
+
+Condition = Callable[[], str | None]
+"""What an instance needs before it starts: None where it is there, else a sentence on what to create."""
+
+
+class Readiness:
+    """Started once and not draining: what `/ready` answers.
+
+    It is no load signal. Redis that goes away after the start, a key that is deleted, a full instance: all
+    that is answered at the handshake, because pods that are not ready lose more than new connections.
+    """
+
+    def __init__(self, conditions: Sequence[Condition]) -> None:
+        self._conditions = tuple(conditions)
+        self._started = False
+        self._draining = False
+
+    @property
+    def started(self) -> bool:
+        """Whether everything it needs was there at once, some time since the start."""
+        return self._started
+
+    @property
+    def draining(self) -> bool:
+        """Whether it is leaving."""
+        return self._draining
+
+    @property
+    def ready(self) -> bool:
+        """Whether new clients should be sent here."""
+        return self._started and not self._draining
+
+    def waiting_for(self) -> list[str]:
+        """What keeps the instance from starting, a sentence each; empty once it has started."""
+        if self._started:
+            return []
+        return [sentence for condition in self._conditions if (sentence := condition()) is not None]
+
+    def drain(self) -> None:
+        """From now on it is not ready, for good."""
+        self._draining = True
+
+    async def start(self) -> None:
+        """Wait until everything is there. Says what is missing whenever that changes."""
+        told: list[str] = []
+        while waiting := self.waiting_for():
+            if waiting != told:
+                _log.warning("waiting", waiting_for=waiting)
+                told = waiting
+            await asyncio.sleep(LOOK_EVERY_SECONDS)
+        self._started = True
+        _log.info("started")
+
+
+def redis_condition(state: Callable[[], RedisState]) -> Condition:
+    """Redis must answer, let the instance in and be able to give the durability that was asked for."""
+
+    def condition() -> str | None:
+        current = state()
+        return None if current.connected else current.message
+
+    return condition
+
+
+class InstanceHealth:
+    """Puts together what `/health` says."""
+
+    def __init__(
+        self,
+        *,
+        this: ThisInstance,
+        readiness: Readiness,
+        metrics: Metrics,
+        redis_state: Callable[[], RedisState],
+    ) -> None:
+        self._this = this
+        self._readiness = readiness
+        self._metrics = metrics
+        self._redis_state = redis_state
+        self._born = time.monotonic()
+
+    @property
+    def readiness(self) -> Readiness:
+        """What `/ready` goes by."""
+        return self._readiness
+
+    def report(self) -> Health:
+        """How the instance is now (a few µs; nothing is asked of anybody)."""
+        readiness, redis = self._readiness, self._redis_state()
+        status: Literal["healthy", "degraded", "starting", "draining"]
+        if readiness.draining:
+            status = "draining"
+        elif not readiness.started:
+            status = "starting"
+        else:
+            status = "healthy" if redis.connected else "degraded"
+        return Health(
+            status=status,
+            instance=self._this.instance,
+            version=self._this.version,
+            ready=readiness.ready,
+            waiting_for=readiness.waiting_for(),
+            redis=redis,
+            connections=self._metrics.connections,
+            rooms=self._metrics.rooms,
+            uptime_seconds=round(time.monotonic() - self._born, 3),
+        )
