@@ -1,0 +1,134 @@
+"""Provisions volume claims as folders in the cluster's data folder, behind the default StorageClass.
+
+The controller manager has a host-path provisioner too, but with a path that is compiled in, `/tmp/hostpath_pv`:
+whoever came first on a machine owns it, other users' claims fail, and nothing tells whose volumes a crash left there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from pathlib import Path
+from typing import Any
+
+from devcluster.supervision.folders import remove_tree
+
+from .api import Api, ApiError
+
+STORAGE_CLASS = "standard"
+PROVISIONER = "devcluster.local/host-path"
+PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
+CLAIMS = "/api/v1/persistentvolumeclaims"
+VOLUMES = "/api/v1/persistentvolumes"
+
+log = logging.getLogger(__name__)
+
+
+def storage_class() -> dict[str, Any]:
+    """The default StorageClass."""
+    return {
+        "apiVersion": "storage.k8s.io/v1",
+        "kind": "StorageClass",
+        "metadata": {
+            "name": STORAGE_CLASS,
+            "annotations": {"storageclass.kubernetes.io/is-default-class": "true"},
+        },
+        "provisioner": PROVISIONER,
+        "reclaimPolicy": "Delete",
+        # There is one node: nothing to wait for.
+        "volumeBindingMode": "Immediate",
+        "allowVolumeExpansion": False,
+    }
+
+
+def volume_for(claim: dict[str, Any], *, folder: Path, reclaim_policy: str) -> dict[str, Any] | None:
+    """The volume that a claim needs; None where it is not ours to make, or made already."""
+    spec, metadata = claim["spec"], claim["metadata"]
+    chosen = metadata.get("annotations", {}).get("volume.kubernetes.io/storage-provisioner")
+    if (
+        chosen != PROVISIONER
+        or spec.get("volumeName")
+        or metadata.get("deletionTimestamp")
+        or spec.get("volumeMode") == "Block"
+    ):
+        return None
+    name = f"pvc-{metadata['uid']}"
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolume",
+        "metadata": {"name": name, "annotations": {PROVISIONED_BY: PROVISIONER}},
+        "spec": {
+            "storageClassName": spec["storageClassName"],
+            "persistentVolumeReclaimPolicy": reclaim_policy,
+            "accessModes": spec["accessModes"],
+            "volumeMode": "Filesystem",
+            "capacity": {"storage": spec["resources"]["requests"]["storage"]},
+            "hostPath": {"path": str(folder / name), "type": "Directory"},
+            "claimRef": {
+                "apiVersion": "v1",
+                "kind": "PersistentVolumeClaim",
+                "name": metadata["name"],
+                "namespace": metadata["namespace"],
+                "uid": metadata["uid"],
+            },
+        },
+    }
+
+
+def is_abandoned(volume: dict[str, Any]) -> bool:
+    """Whether a volume is ours, its claim is gone and its data is to go with it."""
+    annotations = volume["metadata"].get("annotations", {})
+    return bool(
+        annotations.get(PROVISIONED_BY) == PROVISIONER
+        and volume["spec"]["persistentVolumeReclaimPolicy"] == "Delete"
+        and volume.get("status", {}).get("phase") == "Released"
+    )
+
+
+class VolumeProvisioner:
+    """Makes folders for claims and removes them again, for as long as `run` runs."""
+
+    def __init__(self, api: Api, folder: Path) -> None:
+        self._api = api
+        self._folder = folder
+
+    async def run(self) -> None:
+        """Never ends by itself."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._provision())
+            tasks.create_task(self._reclaim())
+
+    async def _provision(self) -> None:
+        async for claim in self._api.follow(CLAIMS):
+            try:
+                await self._provision_one(claim)
+            except (ApiError, OSError) as error:
+                # The next change of the claim, or the next list, tries again.
+                log.warning("claim %s is not provisioned: %s", claim["metadata"]["name"], error)
+
+    async def _provision_one(self, claim: dict[str, Any]) -> None:
+        if volume_for(claim, folder=self._folder, reclaim_policy="Delete") is None:
+            return
+        # The class may have been made by somebody else, with another policy.
+        found = await self._api.get(
+            f"/apis/storage.k8s.io/v1/storageclasses/{claim['spec']['storageClassName']}"
+        )
+        policy = (found or {}).get("reclaimPolicy", "Delete")
+        volume = volume_for(claim, folder=self._folder, reclaim_policy=policy)
+        if volume is None:
+            return
+        # As writable as an emptyDir: there are no user ids to map.
+        path = Path(volume["spec"]["hostPath"]["path"])
+        path.mkdir(parents=True, exist_ok=True)
+        path.chmod(0o777)
+        await self._api.create(VOLUMES, volume)
+
+    async def _reclaim(self) -> None:
+        async for volume in self._api.follow(VOLUMES):
+            if not is_abandoned(volume):
+                continue
+            try:
+                await asyncio.to_thread(remove_tree, self._folder / volume["metadata"]["name"])
+                await self._api.delete(f"{VOLUMES}/{volume['metadata']['name']}")
+            except (ApiError, OSError) as error:
+                log.warning("volume %s is not reclaimed: %s", volume["metadata"]["name"], error)

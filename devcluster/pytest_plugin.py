@@ -1,0 +1,48 @@
+"""pytest fixtures: a cluster that the tests of one session share.
+
+    pytest_plugins = ["devcluster.pytest_plugin"]    # in the top-most conftest.py
+
+`control_plane` is the API server and its controllers, `devcluster` the same with a node agent, which runs the images
+of the fixture `devcluster_images`; override that one to have your own. Both are plain objects of `Devcluster`, started:
+use `.kubeconfig`. Tests share them, so give each test a namespace of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from .cluster import Devcluster
+
+
+def _running(cluster: Devcluster) -> Iterator[Devcluster]:
+    # A loop of its own, not one of a test's: the cluster outlives every test, and its supervisor is a process.
+    with asyncio.Runner() as runner:
+        runner.run(cluster.start())
+        try:
+            yield cluster
+        finally:
+            # Raises when a part of the cluster died meanwhile: the session must not pass then.
+            runner.run(cluster.stop())
+
+
+@pytest.fixture(scope="session")
+def devcluster_images() -> Mapping[str, Any] | Path:
+    """The image table of the fixture `devcluster`: override it."""
+    return {}
+
+
+@pytest.fixture(scope="session")
+def control_plane() -> Iterator[Devcluster]:
+    """API server, etcd and controller manager: no pod ever runs."""
+    yield from _running(Devcluster(agent=False))
+
+
+@pytest.fixture(scope="session")
+def devcluster(devcluster_images: Mapping[str, Any] | Path) -> Iterator[Devcluster]:
+    """A whole cluster with a node that runs pods."""
+    yield from _running(Devcluster(images=devcluster_images))

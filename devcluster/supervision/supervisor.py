@@ -1,0 +1,365 @@
+"""Starts a cluster's programs in order, watches them, ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from devcluster.controlplane import bootstrap, commands, credentials
+from devcluster.controlplane.api import Api, tls_context
+from devcluster.controlplane.volumes import VolumeProvisioner
+from devcluster.errors import DevclusterError, StartFailed
+from devcluster.network import Network, claim_network, free_port
+from devcluster.toolchain import Binaries
+
+from . import messages
+from .component import Component
+from .folders import Place, register
+from .process import become_subreaper, children, start_time
+
+START_TIMEOUT_SECONDS = 180.0
+"""For each step. A step takes seconds; a machine that is busy building takes its time."""
+POLL_SECONDS = 0.05
+BOUND_LOGS_SECONDS = 60.0
+STATE_FILE = "devcluster.json"
+
+# How long each may take to end when asked to; what it still had to do is of no use to a cluster that goes away.
+AGENT_GRACE_SECONDS = 15.0
+PROGRAM_GRACE_SECONDS = 5.0
+
+log = logging.getLogger(__name__)
+
+
+class Supervisor:
+    """One cluster."""
+
+    def __init__(self, order: messages.Order, place: Place, network: Network) -> None:
+        self._order = order
+        self._place = place
+        self._network = network
+        self._components: list[Component] = []
+        self._tasks: list[asyncio.Task[None]] = []
+        self._held = contextlib.AsyncExitStack()
+        self._environment = {**os.environ, "DEVCLUSTER_ID": place.id}
+
+    @property
+    def components(self) -> list[Component]:
+        """What has been started, in that order."""
+        return self._components
+
+    def _start(self, name: str, command: list[str]) -> Component:
+        component = Component(
+            name, command, log=self._place.layout.logs / f"{name}.log", environment=self._environment
+        )
+        self._components.append(component)
+        self._place.started(name, component.pid)
+        return component
+
+    async def start(self) -> messages.Ready:
+        """Start everything. Raises StartFailed, with nothing stopped yet."""
+        order, network, layout = self._order, self._network, self._place.layout
+        binaries = Binaries(Path(order.etcd), Path(order.kube_apiserver), Path(order.kube_controller_manager))
+        ports = commands.Ports(
+            etcd_client=free_port(network.etcd_address, preferred=2379),
+            etcd_peer=free_port(network.etcd_address, preferred=2380),
+            api_server=free_port(network.api_address, preferred=6443),
+            controller_manager=free_port(network.controller_manager_address, preferred=10257),
+        )
+        api_url = f"https://{network.api_address}:{ports.api_server}"
+        kubeconfig = Path(order.kubeconfig) if order.kubeconfig else layout.kubeconfig
+        made = credentials.create(
+            layout.certificates,
+            network=network,
+            api_url=api_url,
+            node_name=order.node_name,
+            admin_kubeconfig=kubeconfig,
+        )
+        files = commands.Files(layout.etcd, layout.audit_policy, layout.audit_log, layout.certificates)
+        files.audit_policy.write_text(commands.AUDIT_POLICY)
+        layout.images.write_bytes(msgspec.json.encode(order.images))
+
+        tell(messages.Starting("etcd"))
+        etcd = self._start("etcd", commands.etcd(binaries, network, ports, files, made))
+        async with _etcd_health(network, ports, made) as healthy:
+            await self._until(healthy, "etcd is healthy", etcd)
+
+        tell(messages.Starting("kube-apiserver"))
+        server = self._start("kube-apiserver", commands.api_server(binaries, network, ports, files, made))
+        api = await self._held.enter_async_context(
+            Api(api_url, authority=made.cluster_ca.certificate, client=made.supervisor)
+        )
+        await self._until(api.ready, "the API server is ready", server)
+
+        tell(messages.Starting("kube-controller-manager"))
+        manager = self._start(
+            "kube-controller-manager", commands.controller_manager(binaries, network, ports, files, made)
+        )
+        await bootstrap.apply_objects(api)
+        self._tasks.append(asyncio.create_task(VolumeProvisioner(api, layout.volumes).run()))
+        self._tasks.append(asyncio.create_task(self._bound_logs()))
+        agent = self._start("agent", self._agent_command(made)) if order.agent else None
+        await self._until(
+            lambda: bootstrap.pods_are_admitted(api), "namespaces have service accounts", manager
+        )
+        if agent is not None:
+            tell(messages.Starting("node agent"))
+            node = order.node_name
+            await self._until(lambda: bootstrap.node_is_ready(api, node), "the node is ready", agent)
+
+        return messages.Ready(
+            id=self._place.id,
+            supervisor_pid=os.getpid(),
+            supervisor_start_time=start_time(os.getpid()) or 0,
+            network_number=network.number,
+            api_url=api_url,
+            kubeconfig=str(kubeconfig),
+            data_dir=str(layout.root),
+            logs_dir=str(layout.logs),
+            audit_log=str(layout.audit_log),
+            agent=order.agent,
+        )
+
+    def _agent_command(self, made: credentials.Credentials) -> list[str]:
+        order, network, layout = self._order, self._network, self._place.layout
+        return [
+            sys.executable,
+            "-m",
+            "devcluster.agent",
+            f"--kubeconfig={made.agent_kubeconfig}",
+            f"--node-name={order.node_name}",
+            f"--node-ip={network.node_address}",
+            f"--pod-cidr={network.pod_cidr}",
+            f"--service-cidr={network.service_cidr}",
+            f"--data-dir={layout.agent}",
+            f"--images={layout.images}",
+            f"--port={free_port(network.node_address, preferred=10250)}",
+            f"--tls-cert={made.agent_server.certificate}",
+            f"--tls-key={made.agent_server.key}",
+            f"--client-ca={made.kubelet_client_ca}",
+            f"--hide={layout.root}",
+            *order.agent_arguments,
+        ]
+
+    async def _until(self, holds: Callable[[], Awaitable[bool]], what: str, component: Component) -> None:
+        """Wait for a condition. Raises StartFailed when a component dies first, or it takes too long."""
+        try:
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                while not await holds():
+                    if dead := next((one for one in self._components if one.ended.done()), None):
+                        raise StartFailed(obituary(dead))
+                    await asyncio.sleep(POLL_SECONDS)
+        except TimeoutError:
+            raise StartFailed(
+                f"Not so after {START_TIMEOUT_SECONDS:.0f} s: {what}. {component.name} says:\n{component.tail()}"
+            ) from None
+
+    async def watch(self, *, until: asyncio.Future[bool]) -> str | None:
+        """Wait until something goes wrong, and answer what; None when `until` is done before."""
+        ends: list[asyncio.Future[Any]] = [until, *(one.ended for one in self._components), *self._tasks]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        for component in self._components:
+            if component.ended.done():
+                return obituary(component)
+        for task in self._tasks:
+            if task.done():
+                # These end by a bug only: it shows with its traceback.
+                task.result()
+        return None
+
+    async def _bound_logs(self) -> None:
+        while True:
+            await asyncio.sleep(BOUND_LOGS_SECONDS)
+            for component in self._components:
+                component.bound_log()
+
+    async def stop(self) -> None:
+        """End everything in good order: users of a thing before the thing (etcd's loss keeps an API server busy)."""
+        for component in reversed(self._components):
+            grace = AGENT_GRACE_SECONDS if component.name == "agent" else PROGRAM_GRACE_SECONDS
+            await component.stop(grace_seconds=grace)
+
+    async def close(self) -> None:
+        """Kill what still runs, whatever it is, and let go of everything."""
+        for task in self._tasks:
+            task.cancel()
+        kill_all(self._components)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._held.aclose()
+
+
+def obituary(component: Component) -> str:
+    """What to tell about a component that has ended."""
+    status = component.ended.result()
+    how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with status {status}"
+    return f"{component.name} {how}. The end of its log:\n{component.tail()}"
+
+
+def tell(event: messages.Event) -> None:
+    """Say something to the owner, if it still listens."""
+    with contextlib.suppress(BrokenPipeError):
+        os.write(sys.stdout.fileno(), messages.encode(event) + b"\n")
+
+
+@contextlib.asynccontextmanager
+async def _etcd_health(
+    network: Network, ports: commands.Ports, made: credentials.Credentials
+) -> AsyncIterator[Callable[[], Awaitable[bool]]]:
+    url = f"https://{network.etcd_address}:{ports.etcd_client}/health"
+    connector = aiohttp.TCPConnector(ssl=tls_context(made.etcd_ca, made.etcd_client))
+    async with aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=5)) as session:
+
+        async def healthy() -> bool:
+            try:
+                async with session.get(url) as answer:
+                    return answer.status == 200
+            except (aiohttp.ClientError, TimeoutError):
+                return False
+
+        yield healthy
+
+
+def kill_all(known: list[Component]) -> None:
+    """Kill every descendant. As orphans become this process's children, the loop ends when there are none."""
+    for component in known:
+        component.kill()
+    while pids := children(os.getpid()):
+        for pid in pids:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        for pid in pids:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, 0)
+
+
+def _reap_orphans(supervisor: Supervisor) -> None:
+    own = {component.pid for component in supervisor.components}
+    for pid in children(os.getpid()):
+        if pid not in own:
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
+
+
+class _Ending:
+    """Why the cluster is to end: asked to, or its owner died."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        """True: in good order. False: at once, nobody waits for it any more."""
+
+    def ask(self, orderly: bool) -> None:
+        if not self.asked.done():
+            self.asked.set_result(orderly)
+
+    def listen_to_owner(self, owner: int) -> None:
+        loop = asyncio.get_running_loop()
+        handle = os.pidfd_open(owner)
+        loop.add_reader(handle, self._owner_died, handle)
+        loop.add_reader(sys.stdin.fileno(), self._owner_spoke)
+
+    def _owner_died(self, handle: int) -> None:
+        asyncio.get_running_loop().remove_reader(handle)
+        os.close(handle)
+        self.ask(orderly=False)
+
+    def _owner_spoke(self) -> None:
+        said = os.read(sys.stdin.fileno(), 4096)
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        self.ask(orderly=said.startswith(b"stop"))
+
+
+async def supervise(order: messages.Order) -> messages.Event:
+    """Run a cluster from its start to its end; answers how it ended."""
+    loop = asyncio.get_running_loop()
+    ending = _Ending()
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        loop.add_signal_handler(number, ending.ask, True)
+    if order.owner_pid is not None:
+        try:
+            ending.listen_to_owner(order.owner_pid)
+        except ProcessLookupError:
+            return messages.Stopped()
+    with register(Path(order.data_dir) if order.data_dir else None) as place:
+        _log_to(place.layout.logs / "supervisor.log")
+        claim = claim_network()
+        supervisor = Supervisor(order, place, claim.network)
+        loop.add_signal_handler(signal.SIGCHLD, _reap_orphans, supervisor)
+        kubeconfig = Path(order.kubeconfig) if order.kubeconfig else None
+        try:
+            return await _run(supervisor, order, ending)
+        finally:
+            loop.remove_signal_handler(signal.SIGCHLD)
+            await supervisor.close()
+            if kubeconfig is not None:
+                kubeconfig.unlink(missing_ok=True)
+            claim.release()
+
+
+async def _run(supervisor: Supervisor, order: messages.Order, ending: _Ending) -> messages.Event:
+    start = asyncio.create_task(supervisor.start())
+    first: list[asyncio.Future[Any]] = [start, ending.asked]
+    await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+    if not start.done():
+        start.cancel()
+        await asyncio.wait([start])
+        if ending.asked.result():
+            await supervisor.stop()
+        return messages.Stopped()
+    try:
+        ready = start.result()
+    except StartFailed as error:
+        return messages.Failed(started=False, text=str(error))
+    with _state_file(order, ready):
+        tell(ready)
+        trouble = await supervisor.watch(until=ending.asked)
+        if trouble is not None:
+            return messages.Failed(started=True, text=trouble)
+        if ending.asked.result():
+            await supervisor.stop()
+    return messages.Stopped()
+
+
+@contextlib.contextmanager
+def _state_file(order: messages.Order, ready: messages.Ready) -> Iterator[None]:
+    if order.state_dir is None:
+        yield
+        return
+    path = Path(order.state_dir) / STATE_FILE
+    unfinished = path.with_suffix(".new")
+    unfinished.write_bytes(msgspec.json.format(messages.encode(ready)) + b"\n")
+    unfinished.replace(path)
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _log_to(path: Path) -> None:
+    """From here on whatever this process complains about goes to its own log."""
+    with path.open("ab") as file:
+        os.dup2(file.fileno(), sys.stderr.fileno())
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+
+
+def main() -> int:
+    """Read the order, run the cluster; the exit status tells whether it ended as asked."""
+    become_subreaper()
+    # A terminal's signals are for the owner.
+    order = messages.decode_order.decode(sys.stdin.buffer.readline())
+    try:
+        event = asyncio.run(supervise(order))
+    except Exception as error:
+        text = str(error) if isinstance(error, DevclusterError) else f"The supervisor failed: {error!r}"
+        tell(messages.Failed(started=False, text=text))
+        raise
+    tell(event)
+    return 0 if isinstance(event, messages.Stopped) else 1
