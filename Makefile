@@ -46,9 +46,15 @@ format: $(READY) ## Format the code and mend what can be mended
 	@$(VENV)/bin/ruff check --fix -q . || true
 	@$(VENV)/bin/ruff format .
 
-lock: $(READY) ## Resolve requirements.lock anew
-	@$(VENV)/bin/uv pip compile pyproject.toml --all-extras --universal --python-version 3.11 --generate-hashes \
-	  --no-emit-index-url --no-header --no-emit-package tableforge -o requirements.lock -q
+COMPILE := $(VENV)/bin/uv pip compile -q --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+  --no-header --no-emit-package tableforge
+
+lock: $(READY) ## Resolve requirements.lock anew, and from it what each image installs
+	@$(COMPILE) pyproject.toml --all-extras -o requirements.lock
+	@$(COMPILE) pyproject.toml --extra operator -c requirements.lock -o requirements-operator.lock
+	@$(COMPILE) pyproject.toml --extra dataplane -c requirements.lock -o requirements-dataplane.lock
+	@$(PY) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], sep="\n")' \
+	  | $(COMPILE) - -c requirements.lock -o requirements-build.lock
 
 crd: $(READY) ## Write crds/ anew from the typed model
 	@$(PY) -m tableforge_operator.api.crd

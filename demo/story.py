@@ -1,0 +1,156 @@
+"""The story that `make demo` tells, chapter by chapter. Everything shown is what really happens."""
+
+import asyncio
+import contextlib
+import shlex
+from pathlib import Path
+
+from demo import stage
+from demo.kubectl import Kubectl
+from demo.screen import DemoError, Screen
+from demo.talk import Person, person
+
+CLUSTER = "tables"
+ROOM = "table:1"
+PEOPLE = ("ada", "ben", "cleo")
+LINES_DURING_THE_KILL = 200
+EVERYTHING = (
+    "websocketclusters,deployments,statefulsets,pods,services,configmaps,secrets,serviceaccounts,pdb,pvc"
+)
+
+
+async def show() -> None:
+    """Tell the whole story. Raises DemoError where something is not as told."""
+    screen = Screen()
+    screen.chapter("A Kubernetes control plane: etcd, kube-apiserver, kube-controller-manager, and a node")
+    async with stage.devcluster() as cluster:
+        kubectl = Kubectl(cluster.kubeconfig)
+        scene = Scene(kubectl, screen)
+        await scene.run("version")
+        await scene.run("get", "nodes")
+        screen.chapter("The operator, as anyone installs it")
+        await scene.install_operator()
+        screen.chapter("One kubectl apply: three instances and a Redis")
+        await scene.apply_sample()
+        screen.chapter(f"Three people in the room {ROOM}, each on another pod")
+        await scene.people_talk()
+        screen.chapter("Scaling, as with any workload")
+        await scene.scale(5)
+        await scene.scale(2)
+        screen.chapter("Deleting it: nothing hangs, nothing is left")
+        await scene.delete()
+        screen.chapter("Clean-up")
+    screen.say(
+        f"Everything that was started has ended. The whole story took {screen.elapsed_seconds():.0f} s."
+    )
+
+
+class Scene:
+    """The acts of the story on one cluster."""
+
+    def __init__(self, kubectl: Kubectl, screen: Screen) -> None:
+        self._kubectl = kubectl
+        self._screen = screen
+
+    async def run(self, *words: str) -> str:
+        """Show a kubectl command and what it prints."""
+        shown = [
+            f"manifests{word.removeprefix(str(stage.MANIFESTS))}" if _ours(word) else word for word in words
+        ]
+        self._screen.command(["kubectl", *map(shlex.quote, shown)])
+        said = await self._kubectl(*words)
+        self._screen.output(said)
+        return said
+
+    async def install_operator(self) -> None:
+        """Apply the manifests and wait for the operator."""
+        await self.run("apply", "-k", str(stage.MANIFESTS))
+        await self.run(
+            "rollout", "status", "-n", stage.OPERATOR_NAMESPACE, stage.OPERATOR_DEPLOYMENT, "--timeout=120s"
+        )
+
+    async def apply_sample(self) -> None:
+        """Apply the sample and wait until it is Ready."""
+        self._screen.output(stage.SAMPLE.read_text(encoding="utf-8"))
+        await self.run("apply", "-f", str(stage.SAMPLE))
+        await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=120s")
+        await self.run("get", "wsc,deploy,pods,svc")
+
+    async def people_talk(self) -> None:
+        """Three people on three pods talk; then one of the pods is killed while they do."""
+        service = await self._kubectl.json("get", "service", CLUSTER)
+        url = f"ws://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/ws"
+        self._screen.say(f"They all connect to {url}, the address of the Service.")
+        async with contextlib.AsyncExitStack() as stack:
+            people: list[Person] = []
+            for name in PEOPLE:
+                elsewhere = [other.client.instance for other in people]
+                people.append(
+                    await stack.enter_async_context(
+                        person(name, url, ROOM, self._screen, elsewhere=elsewhere)
+                    )
+                )
+            for someone in people:
+                await self._say_and_hear(someone, f"hello from {someone.client.instance}", people)
+            self._screen.chapter("kill -9 of a pod's server, while messages flow")
+            await self._kill_while_talking(people)
+
+    async def _say_and_hear(self, speaker: Person, text: str, people: list[Person]) -> None:
+        seq = await speaker.say(text)
+        for someone in people:
+            await someone.has_heard(seq)
+
+    async def _kill_while_talking(self, people: list[Person]) -> None:
+        victim, *others = people
+        pod = victim.client.instance
+        if pod is None:
+            raise DemoError(f"{victim.name} is not connected")
+        for someone in people:
+            someone.quiet = True
+        self._screen.say(f"{' and '.join(other.name for other in others)} go on talking (not printed) …")
+        halfway = asyncio.Event()
+
+        async def talk(speaker: Person) -> None:
+            for number in range(LINES_DURING_THE_KILL):
+                await speaker.say(f"line {number}")
+                if number == LINES_DURING_THE_KILL // 4:
+                    halfway.set()
+
+        async with asyncio.TaskGroup() as talking:
+            for other in others:
+                talking.create_task(talk(other))
+            await halfway.wait()
+            pid = stage.kill_pod_process(pod)
+            self._screen.command(["kill", "-9", str(pid)])
+            self._screen.say(f"That was the server in {pod}, the one {victim.name} is on.")
+        await self._say_and_hear(others[0], "did you hear everything?", people)
+        wrong = [problem for someone in people for problem in someone.gaps()]
+        resets = sum(someone.resets for someone in people)
+        if wrong or resets:
+            raise DemoError(f"messages are missing: {wrong}, history was reset {resets} times")
+        for someone in people:
+            first, last = someone.heard[0].seq, someone.heard[-1].seq
+            self._screen.say(
+                f"{someone.name:<5} heard #{first} to #{last}: {len(someone.heard)} messages, once and in order"
+            )
+        await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=60s")
+        await self.run("get", "pods")
+
+    async def scale(self, replicas: int) -> None:
+        """Scale the cluster and wait until it is so."""
+        await self.run("scale", f"wsc/{CLUSTER}", f"--replicas={replicas}")
+        ready = f"--for=jsonpath={{.status.readyReplicas}}={replicas}"
+        await self.run("wait", ready, f"wsc/{CLUSTER}", "--timeout=90s")
+        await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=60s")
+        await self.run("get", "wsc,pods")
+
+    async def delete(self) -> None:
+        """Delete the cluster and see that nothing of it is left."""
+        label = f"tableforge.io/cluster={CLUSTER}"
+        await self.run("delete", f"wsc/{CLUSTER}", "--timeout=60s")
+        await stage.eventually_empty(self._kubectl, EVERYTHING, "-l", label)
+        await self.run("get", EVERYTHING, "-l", label)
+
+
+def _ours(word: str) -> bool:
+    return Path(word).is_absolute() and word.startswith(str(stage.MANIFESTS))
