@@ -8,6 +8,9 @@ import pytest
 from tests.support.processes import DataplaneFleet
 from tests.support.redis import RedisServer
 
+# `control_plane` and `devcluster`: a Kubernetes cluster that a session's tests share.
+pytest_plugins = ["devcluster.pytest_plugin"]
+
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
