@@ -131,7 +131,7 @@ class Scene:
         for someone in people:
             first, last = someone.heard[0].seq, someone.heard[-1].seq
             self._screen.say(
-                f"{someone.name:<5} heard #{first} to #{last}: {len(someone.heard)} messages, once and in order"
+                f"{someone.name:<5} heard #{first} to #{last}: {len(someone.heard)} messages in order, once each"
             )
         await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=60s")
         await self.run("get", "pods")
