@@ -14,7 +14,7 @@ FLEET_PATH: Final = "/fleet"
 FLEET_KEY_INFO: Final = "tableforge/fleet/v1"
 """HKDF's `info` for the key that guards `/fleet`; its salt is the CR's uid."""
 
-REDIS_PASSWORD_INFO: Final = "tableforge/redis-password/v1"
+REDIS_PASSWORD_INFO: Final = "tableforge/redis-password/v1"  # noqa: S105 (a label, not a password)
 """HKDF's `info` for the password of a managed Redis; its salt is the CR's uid and the generation."""
 
 SECRETS_DIR: Final = "/var/run/tableforge"

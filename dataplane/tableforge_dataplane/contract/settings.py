@@ -1,11 +1,12 @@
 """Every setting of the data plane: its environment variable, default, bounds and meaning.
 
 This is the one place where defaults live. The operator renders these variables and takes the CRD's defaults
-from here; `Settings.from_environment` reads them at the start of an instance. Durations are whole milliseconds
-in the environment, as operators of the original deployment know them, and seconds in code.
+from here; `Settings.from_environment` reads them at the start of an instance. Durations are whole
+milliseconds in the environment, as operators of the original deployment know them, and seconds in code.
 """
 
 import dataclasses
+import difflib
 import enum
 import math
 import os
@@ -75,6 +76,8 @@ def _setting(default: Any, env: str, doc: str, **more: Any) -> Any:
     return dataclasses.field(default=default, metadata=metadata)
 
 
+_HOST: Final = r"[A-Za-z0-9._:%-]{1,253}"
+
 Durability = Literal["Memory", "Disk"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 LogFormat = Literal["json", "text"]
@@ -84,7 +87,7 @@ LogFormat = Literal["json", "text"]
 class RedisSettings:
     """Where Redis is and what an acknowledgement must mean there."""
 
-    host: str = _setting("localhost", "REDIS_HOST", "Host name or address of Redis.")
+    host: str = _setting("localhost", "REDIS_HOST", "Host name or address of Redis.", pattern=_HOST)
     port: int = _setting(6379, "REDIS_PORT", "Port of Redis.", minimum=1, maximum=65535)
     password: Secret = _setting(
         Secret, "REDIS_PASSWORD", "Password of Redis; REDIS_PASSWORD_FILE names a file that holds it."
@@ -131,7 +134,7 @@ class RedisSettings:
 class WebsocketSettings:
     """The port clients connect to."""
 
-    host: str = _setting("0.0.0.0", "WS_HOST", "Address to listen on.")  # noqa: S104
+    host: str = _setting("0.0.0.0", "WS_HOST", "Address to listen on.", pattern=_HOST)  # noqa: S104
     port: int = _setting(3001, "WS_PORT", "Port for clients.", minimum=0, maximum=65535)
     max_connections: int = _setting(
         1000,
@@ -402,12 +405,15 @@ class Settings:
             if group.name == "warnings":
                 continue
             groups[group.name] = _read_group(type(group.default), environ, problems)
-        problems.extend(_contradictions(groups))
+        if not problems:
+            # what could not be read has its default here, and would be held against the others
+            problems.extend(_contradictions(groups))
         problems.extend(_misspelt(environ))
         if problems:
             raise SettingsError(problems)
-        warnings = tuple(text for name, text in WITHOUT_EFFECT.items() if environ.get(name, "") != "")
-        return cls(**groups, warnings=warnings)
+        warnings = [text for name, text in WITHOUT_EFFECT.items() if environ.get(name, "") != ""]
+        warnings.extend(_nearly_named(environ))
+        return cls(**groups, warnings=tuple(warnings))
 
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
@@ -428,6 +434,33 @@ def specs() -> dict[str, tuple[Spec, Any]]:
             if default is dataclasses.MISSING and field.default_factory is not dataclasses.MISSING:
                 default = field.default_factory()
             found[f"{group.name}.{field.name}"] = (field.metadata["spec"], default)
+    return found
+
+
+def to_environment(settings: Settings) -> dict[str, str]:
+    """The variables that give `settings` again, in the order in which they are declared.
+
+    A secret by value shows as `***`: what comes out of here is for people.
+    """
+    found: dict[str, str] = {}
+    for group in dataclasses.fields(Settings):
+        if group.name == "warnings":
+            continue
+        values = getattr(settings, group.name)
+        for field in dataclasses.fields(values):
+            spec: Spec = field.metadata["spec"]
+            value = getattr(values, field.name)
+            if isinstance(value, Secret):
+                if value.file is not None:
+                    found[f"{spec.env}_FILE"] = str(value.file)
+                elif value.value is not None:
+                    found[spec.env] = "***"
+            elif isinstance(value, bool):
+                found[spec.env] = "true" if value else "false"
+            elif spec.unit is Unit.MILLISECONDS:
+                found[spec.env] = str(round(value * 1000))
+            else:
+                found[spec.env] = str(value)
     return found
 
 
@@ -461,13 +494,13 @@ def _read(kind: Any, spec: Spec, environ: Mapping[str, str]) -> Any:
 
 def _read_text(_kind: Any, spec: Spec, text: str) -> str:
     if spec.pattern is not None and not re.fullmatch(spec.pattern, text):
-        raise SettingsError([f"{spec.env}={text!r}: must match {spec.pattern}."])
+        raise SettingsError([f"{spec.env}={_shown(text)}: must match {spec.pattern}."])
     return text
 
 
 def _read_flag(_kind: Any, spec: Spec, text: str) -> bool:
     if text.lower() not in ("true", "false"):
-        raise SettingsError([f"{spec.env}={text!r}: must be true or false."])
+        raise SettingsError([f"{spec.env}={_shown(text)}: must be true or false."])
     return text.lower() == "true"
 
 
@@ -475,7 +508,7 @@ def _read_choice(kind: Any, spec: Spec, text: str) -> str:
     for choice in get_args(kind):
         if text.lower() == choice.lower():
             return str(choice)
-    raise SettingsError([f"{spec.env}={text!r}: must be one of {', '.join(get_args(kind))}."])
+    raise SettingsError([f"{spec.env}={_shown(text)}: must be one of {', '.join(get_args(kind))}."])
 
 
 def _read_number(kind: Any, spec: Spec, text: str) -> float | int:
@@ -484,10 +517,21 @@ def _read_number(kind: Any, spec: Spec, text: str) -> float | int:
     bounds = f"from {low:g} to {high:g}" if high < 1e6 else f"from {low:.0f} to {high:.0f}"
     # [0-9]: int() takes any script's digits, underscores and blanks
     if not re.fullmatch(r"-?[0-9]{1,15}", text) or not low <= int(text) <= high:
-        raise SettingsError([f"{spec.env}={text!r}: must be {spec.unit.value} {bounds}."])
+        problem = f"{spec.env}={_shown(text)}: must be {spec.unit.value} {bounds}."
+        if text.startswith(("tcp://", "udp://")):
+            problem += (
+                " Kubernetes sets this variable for a Service of that name: give the pod "
+                "`enableServiceLinks: false`."
+            )
+        raise SettingsError([problem])
     if spec.unit is Unit.MILLISECONDS:
         return int(text) / 1000
     return float(text) if kind is float else int(text)
+
+
+def _shown(text: str) -> str:
+    """A value as it appears in a message: quoted, and cut where it is long."""
+    return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
 
 
 _PARSERS: Final[Mapping[Any, Callable[[Any, Spec, str], Any]]] = {
@@ -513,19 +557,72 @@ def _contradictions(groups: Mapping[str, Any]) -> list[str]:
             f"TABLEFORGE_WEBSOCKET_WRITE_LIMIT_BYTES={websocket.write_limit_bytes}: must be at least twice "
             f"TABLEFORGE_WEBSOCKET_MAX_PAYLOAD_BYTES={websocket.max_payload_bytes}."
         )
-    jwt_secret: Secret = groups["auth"].jwt_secret
-    if jwt_secret.value is not None and len(jwt_secret.value.encode()) < 32:
+    if websocket.port != 0 and websocket.port == groups["http"].port:
+        problems.append(
+            f"WS_PORT={websocket.port} and TABLEFORGE_HTTP_PORT={websocket.port}: must be different ports."
+        )
+    rooms: RoomSettings = groups["rooms"]
+    if rooms.log_max_bytes < websocket.max_payload_bytes:
+        problems.append(
+            f"TABLEFORGE_ROOMS_LOG_MAX_BYTES={rooms.log_max_bytes}: must be at least "
+            f"TABLEFORGE_WEBSOCKET_MAX_PAYLOAD_BYTES={websocket.max_payload_bytes}, or the log of a room "
+            "could not hold its newest message."
+        )
+    auth: AuthSettings = groups["auth"]
+    if auth.required and not auth.jwt_secret.configured:
+        problems.append(
+            "AUTH_REQUIRED=true: needs JWT_SECRET_FILE (or JWT_SECRET), the key that tokens are checked with."
+        )
+    key = auth.jwt_secret.value
+    if key is not None and "-----BEGIN" in key:
+        problems.append("JWT_SECRET: must be a random key that signer and instances share, not a PEM key.")
+    elif key is not None and len(key.encode("utf-8", "surrogateescape")) < 32:
         problems.append("JWT_SECRET: must be at least 32 bytes long, the size of the signature it makes.")
     return problems
 
 
-def _misspelt(environ: Mapping[str, str]) -> list[str]:
+def _known() -> set[str]:
     known = {spec.env for spec, _ in specs().values()}
-    known |= {f"{spec.env}_FILE" for spec, default in specs().values() if isinstance(default, Secret)}
-    return [
-        f"{name}: no such setting."
-        for name in sorted(environ)
-        if name.startswith("TABLEFORGE_")
-        and name not in known
-        and not re.fullmatch(r"TABLEFORGE_.*_(PORT|SERVICE_.*|PORT_[0-9]+_.*)", name)
-    ]
+    return known | {f"{spec.env}_FILE" for spec, default in specs().values() if isinstance(default, Secret)}
+
+
+def _misspelt(environ: Mapping[str, str]) -> list[str]:
+    """Everything called TABLEFORGE_… is ours: what isn't a setting is a mistake."""
+    known = _known()
+    problems: list[str] = []
+    for name in sorted(environ):
+        if not name.startswith("TABLEFORGE_") or name in known or _is_service_link(name, environ):
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        problems.append(f"{name}: no such setting." + (f" Did you mean {near[0]}?" if near else ""))
+    return problems
+
+
+def _is_service_link(name: str, environ: Mapping[str, str]) -> bool:
+    """Whether Kubernetes set this for a Service called `tableforge-…`.
+
+    Such variables come as a whole set: one that merely looks like a part of it is a misspelt setting.
+    """
+    found = re.fullmatch(
+        r"(TABLEFORGE_\w+?)_(?:SERVICE_HOST|SERVICE_PORT(?:_\w+)?|PORT(?:_[0-9]+_(?:TCP|UDP|SCTP)(?:_(?:PROTO|PORT|ADDR))?)?)",
+        name,
+    )
+    if found is None:
+        return False
+    service = found[1]
+    return all(f"{service}_{part}" in environ for part in ("SERVICE_HOST", "SERVICE_PORT", "PORT")) and (
+        environ[f"{service}_PORT"].startswith(("tcp://", "udp://", "sctp://"))
+    )
+
+
+def _nearly_named(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like a misspelt setting without the prefix; they may be somebody else's."""
+    known = sorted(name for name in _known() if not name.startswith("TABLEFORGE_"))
+    warnings: list[str] = []
+    for name in sorted(environ):
+        if name.startswith("TABLEFORGE_") or name in known or name in WITHOUT_EFFECT:
+            continue
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.9)
+        if near:
+            warnings.append(f"{name} is not a setting and has no effect: did you mean {near[0]}?")
+    return warnings

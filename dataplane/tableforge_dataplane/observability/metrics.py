@@ -191,9 +191,9 @@ class _InstanceCollector(Collector):
     def _counter(self, name: str, text: str, label: str | None, counts: dict[str, int]) -> Metric:
         labels = ["instance_id"] if label is None else ["instance_id", label]
         family = CounterMetricFamily(name, text, labels=labels)
-        for value, count in list(counts.items()):
+        for raw, count in list(counts.items()):
             # half a surrogate pair in an event's name must not make the whole page unencodable
-            value = value.encode("utf-8", "backslashreplace").decode("utf-8")
+            value = raw.encode("utf-8", "backslashreplace").decode("utf-8")
             family.add_metric([self._instance] if label is None else [self._instance, value], count)
         return family
 

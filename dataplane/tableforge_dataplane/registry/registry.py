@@ -200,7 +200,7 @@ class Registry:
                 await loop()
             except Exception as error:  # noqa: BLE001
                 # A mistake in here must cost neither the sockets of this instance nor, for good, its lease.
-                _log.error("registry_loop_failed", error, loop=loop.__qualname__)
+                _log.error("registry_loop_failed", error=error, loop=loop.__qualname__)
                 self._metrics.heartbeats_failed += 1
                 await asyncio.sleep(1.0)
 

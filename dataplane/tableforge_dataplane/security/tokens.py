@@ -131,8 +131,8 @@ def key_problem(key: str) -> str | None:
     except jwt.InvalidKeyError:
         # whoever signs with a public key's text as the shared key could be anybody: that text is public
         return (
-            "JWT_SECRET holds a PEM, SSH or JSON Web Key, and HS256 needs a shared random one: put a random key "
-            "of at least 32 bytes into the Secret that auth.jwtSecretRef names."
+            "JWT_SECRET holds a PEM, SSH or JSON Web Key, and HS256 needs a shared random one: put a random "
+            "key of at least 32 bytes into the Secret that auth.jwtSecretRef names."
         )
     if len(key.encode()) < MIN_KEY_BYTES:
         return (
