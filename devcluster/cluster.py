@@ -13,11 +13,11 @@ from typing import Any, Self
 
 import msgspec
 
-from .errors import ComponentDied, DevclusterError, StartFailed, Unsupported
+from .errors import ComponentDied, DevclusterError, StartFailed, ToolchainUnavailable, Unsupported
 from .network import Network
 from .supervision import folders, messages
-from .toolchain import Binaries, obtain
-from .toolchain.progress import Progress
+from .supervision.process import die_with_parent
+from .toolchain import PROGRAMS, Binaries, find, obtain
 
 DEFAULT_NODE_NAME = "devcluster"
 STOP_TIMEOUT_SECONDS = 60.0
@@ -28,14 +28,13 @@ class Devcluster:
     """A Kubernetes cluster on this machine: real API server, etcd and controllers, pods as local processes.
 
     Args:
-        images: the agent's image table (see `devcluster.agent.images`): a mapping, or a JSON file that holds it.
+        images: the agent's image table (see `devcluster.agent.images`): a mapping, or a JSON file with it.
         data_dir: where its data goes; None is a temporary folder. What a given one holds afterwards is logs.
         agent: False starts the control plane alone: the whole API, but no pod ever runs.
         kubeconfig: where the admin's kubeconfig goes; None is in the data folder. It is removed at the stop.
         node_name: the name of the only node.
         agent_arguments: more arguments for `python -m devcluster.agent`.
         on_step: called with each step of the start, for a person who waits.
-        progress: where a first-time build of the programs shows how far it is; None is standard error.
 
     A Devcluster is started once. It ends with the process that started it, however that one ends.
     """
@@ -50,7 +49,6 @@ class Devcluster:
         node_name: str = DEFAULT_NODE_NAME,
         agent_arguments: Sequence[str] = (),
         on_step: Callable[[str], None] | None = None,
-        progress: Progress | None = None,
     ) -> None:
         self._images = images
         self._data_dir = data_dir
@@ -59,7 +57,6 @@ class Devcluster:
         self._node_name = node_name
         self._agent_arguments = tuple(agent_arguments)
         self._on_step = on_step
-        self._progress = progress
         self._supervisor: asyncio.subprocess.Process | None = None
         self._ready: messages.Ready | None = None
         self._failure: DevclusterError | None = None
@@ -87,7 +84,7 @@ class Devcluster:
         if self._supervisor is not None:
             raise RuntimeError("a Devcluster is started once")
         check_platform()
-        binaries = await asyncio.to_thread(obtain, self._progress)
+        binaries = await obtain_binaries()
         order = make_order(
             binaries,
             images=read_images(self._images),
@@ -109,8 +106,7 @@ class Devcluster:
     async def wait(self) -> None:
         """Wait until the cluster has ended. Raises ComponentDied when a part of it died."""
         supervisor = self._started_supervisor()
-        assert supervisor.stdout is not None
-        while line := await supervisor.stdout.readline():
+        while line := await reader(supervisor).readline():
             event = messages.decode_event.decode(line)
             if isinstance(event, messages.Failed):
                 self._failure = ComponentDied(event.text)
@@ -124,20 +120,23 @@ class Devcluster:
             raise self._failure
 
     async def stop(self) -> None:
-        """End the cluster and wait until nothing of it is left. Raises ComponentDied when a part of it had died."""
+        """End the cluster and wait until nothing of it is left.
+
+        Raises ComponentDied when a part of it had died before.
+        """
         if self._supervisor is not None:
             await self._end(orderly=True)
 
     async def _end(self, *, orderly: bool) -> None:
         supervisor = self._started_supervisor()
-        assert supervisor.stdin is not None
+        lifeline = writer(supervisor)
         if orderly and supervisor.returncode is None:
             try:
-                supervisor.stdin.write(b"stop\n")
-                await supervisor.stdin.drain()
+                lifeline.write(b"stop\n")
+                await lifeline.drain()
             except (BrokenPipeError, ConnectionResetError):
                 pass  # It has ended already; `wait` tells why.
-        supervisor.stdin.close()
+        lifeline.close()
         try:
             async with asyncio.timeout(STOP_TIMEOUT_SECONDS):
                 await self.wait()
@@ -198,6 +197,38 @@ def check_platform() -> None:
         raise Unsupported(f"devcluster needs Linux 5.3 or newer (pidfd_open: {error.strerror}).") from error
 
 
+async def obtain_binaries() -> Binaries:
+    """The programs; built first where that was never done, with progress on standard error.
+
+    Raises ToolchainUnavailable.
+    """
+    if any(find(program) is None for program in PROGRAMS):
+        # A process of its own, because a thread could not be stopped by a Ctrl-C.
+        builder = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "devcluster", "build"),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            env=own_environment(),
+            preexec_fn=die_with_parent(os.getpid()),
+        )
+        try:
+            status = await builder.wait()
+        except BaseException:
+            if builder.returncode is None:
+                builder.terminate()
+                await builder.wait()
+            raise
+        if status != 0:
+            raise ToolchainUnavailable("The programs of the control plane could not be built; see above.")
+    return obtain()
+
+
+def own_environment() -> dict[str, str]:
+    """This process's environment, so that another one finds this package wherever it was imported from."""
+    here = str(Path(__file__).parent.parent)
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [here, os.environ.get("PYTHONPATH")]))}
+
+
 def read_images(images: Mapping[str, Any] | Path | None) -> dict[str, Any]:
     """The image table as JSON data. Raises DevclusterError where the file cannot be used."""
     if images is None:
@@ -245,32 +276,40 @@ def make_order(
 
 async def spawn_supervisor(order: messages.Order) -> asyncio.subprocess.Process:
     """Start a supervisor and give it its order."""
-    environment = dict(os.environ)
-    # It must find this package wherever it was imported from.
-    here = str(Path(__file__).parent.parent)
-    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [here, environment.get("PYTHONPATH")]))
     supervisor = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
         "devcluster.supervision",
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
-        env=environment,
+        env=own_environment(),
         start_new_session=True,
         limit=1024 * 1024,
     )
-    assert supervisor.stdin is not None
-    supervisor.stdin.write(messages.encode(order) + b"\n")
-    await supervisor.stdin.drain()
+    writer(supervisor).write(messages.encode(order) + b"\n")
+    await writer(supervisor).drain()
     return supervisor
+
+
+def reader(supervisor: asyncio.subprocess.Process) -> asyncio.StreamReader:
+    """What the supervisor says."""
+    if supervisor.stdout is None:
+        raise AssertionError("its standard output is a pipe")
+    return supervisor.stdout
+
+
+def writer(supervisor: asyncio.subprocess.Process) -> asyncio.StreamWriter:
+    """What the supervisor is told."""
+    if supervisor.stdin is None:
+        raise AssertionError("its standard input is a pipe")
+    return supervisor.stdin
 
 
 async def until_ready(
     supervisor: asyncio.subprocess.Process, on_step: Callable[[str], None] | None
 ) -> messages.Ready:
     """Follow the start. Raises StartFailed."""
-    assert supervisor.stdout is not None
-    while line := await supervisor.stdout.readline():
+    while line := await reader(supervisor).readline():
         event = messages.decode_event.decode(line)
         match event:
             case messages.Starting():

@@ -1,8 +1,8 @@
 """Each cluster's own slice of the loopback network: `127.<n>.0.0/16`.
 
 `n` is claimed for as long as the cluster lives by a bound abstract Unix socket. Those are unique per network
-namespace, which is exactly where loopback addresses are unique, whoever the users are; and the kernel drops the
-claim with the process that holds it, however that one ends.
+namespace, which is exactly where loopback addresses are unique, whoever the users are; and the kernel drops
+the claim with the process that holds it, however that one ends.
 """
 
 from __future__ import annotations

@@ -2,21 +2,40 @@
 
     pytest_plugins = ["devcluster.pytest_plugin"]    # in the top-most conftest.py
 
-`control_plane` is the API server and its controllers, `devcluster` the same with a node agent, which runs the images
-of the fixture `devcluster_images`; override that one to have your own. Both are plain objects of `Devcluster`, started:
-use `.kubeconfig`. Tests share them, so give each test a namespace of its own.
+`control_plane` is the API server and its controllers, `devcluster` the same with a node agent, which runs the
+images of the fixture `devcluster_images`; override that one to have your own. Both are `Devcluster` objects,
+started: use `.kubeconfig`. Tests share them, so give each test a namespace of its own.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .cluster import Devcluster
+from .cluster import Devcluster, check_platform
+from .toolchain import obtain
+
+CLUSTER_FIXTURES = {"control_plane", "devcluster"}
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Build the programs before the first test, outside of its time limit and of what captures output."""
+    if session.config.option.collectonly or not any(_needs_cluster(item) for item in session.items):
+        return
+    check_platform()
+    capture = session.config.pluginmanager.getplugin("capturemanager")
+    with contextlib.nullcontext() if capture is None else capture.global_and_fixture_disabled():
+        obtain()
+
+
+def _needs_cluster(item: pytest.Item) -> bool:
+    fixtures = set(getattr(item, "fixturenames", ()))
+    return bool(CLUSTER_FIXTURES & fixtures) or item.get_closest_marker("cluster") is not None
 
 
 def _running(cluster: Devcluster) -> Iterator[Devcluster]:

@@ -102,7 +102,7 @@ class Api:
                 raise
 
     async def follow(self, path: str) -> AsyncIterator[dict[str, Any]]:
-        """Every object of a collection as it is now and whenever it changes, not its end. Never ends by itself."""
+        """Every object of a collection as it is now and whenever it changes; never ends by itself."""
         session = self._opened()
         while True:
             try:

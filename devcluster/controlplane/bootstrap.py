@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from .api import Api
-from .volumes import STORAGE_CLASS, storage_class
+from .volumes import STORAGE_CLASS, STORAGE_CLASSES, storage_class
 
 
 async def apply_objects(api: Api) -> None:
     """Apply the objects that a cluster starts with."""
-    await api.apply(f"/apis/storage.k8s.io/v1/storageclasses/{STORAGE_CLASS}", storage_class())
+    await api.apply(f"{STORAGE_CLASSES}/{STORAGE_CLASS}", storage_class())
 
 
 async def pods_are_admitted(api: Api) -> bool:

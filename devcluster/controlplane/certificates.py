@@ -100,7 +100,7 @@ class Authority:
         return self.pair.certificate
 
     def client(self, name: str, *, common_name: str, organisation: str = "") -> KeyPair:
-        """Issue a client certificate; to Kubernetes its common name is the user, its organisation the group."""
+        """Issue a client certificate: its common name is the user, its organisation the user's group."""
         return self._issue(name, _name(common_name, organisation), [ExtendedKeyUsageOID.CLIENT_AUTH], ())
 
     def server(self, name: str, *, hosts: Sequence[str]) -> KeyPair:

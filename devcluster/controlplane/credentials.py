@@ -1,7 +1,7 @@
 """Every key, certificate and kubeconfig of one cluster.
 
-Four authorities, because trust must not cross over: a client certificate of the cluster opens neither etcd nor the
-agent's server, and only the API server's aggregation layer speaks for other users (the front proxy).
+Four authorities, because trust must not cross over: a client certificate of the cluster opens neither etcd
+nor the agent's server, and only the API server's aggregation layer speaks for other users (the front proxy).
 """
 
 from __future__ import annotations

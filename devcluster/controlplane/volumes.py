@@ -1,7 +1,8 @@
 """Provisions volume claims as folders in the cluster's data folder, behind the default StorageClass.
 
-The controller manager has a host-path provisioner too, but with a path that is compiled in, `/tmp/hostpath_pv`:
-whoever came first on a machine owns it, other users' claims fail, and nothing tells whose volumes a crash left there.
+The controller manager has a host-path provisioner too, but with a path that is compiled in,
+`/tmp/hostpath_pv`: whoever came first on a machine owns it, other users' claims fail, and nothing tells
+whose volumes a crash left.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ STORAGE_CLASS = "standard"
 PROVISIONER = "devcluster.local/host-path"
 PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 CLAIMS = "/api/v1/persistentvolumeclaims"
+STORAGE_CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 VOLUMES = "/api/v1/persistentvolumes"
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,12 @@ def is_abandoned(volume: dict[str, Any]) -> bool:
     )
 
 
+def _make_writable_folder(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    # As an emptyDir is, whichever user a container runs as.
+    path.chmod(0o777)
+
+
 class VolumeProvisioner:
     """Makes folders for claims and removes them again, for as long as `run` runs."""
 
@@ -117,10 +125,7 @@ class VolumeProvisioner:
         volume = volume_for(claim, folder=self._folder, reclaim_policy=policy)
         if volume is None:
             return
-        # As writable as an emptyDir: there are no user ids to map.
-        path = Path(volume["spec"]["hostPath"]["path"])
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o777)
+        _make_writable_folder(Path(volume["spec"]["hostPath"]["path"]))
         await self._api.create(VOLUMES, volume)
 
     async def _reclaim(self) -> None:

@@ -106,7 +106,7 @@ class Layout:
 
 
 def register_folder() -> Path:
-    """Where this user's clusters are registered. Raises DevclusterError where somebody else owns that name."""
+    """Where this user's clusters are registered. Raises DevclusterError where somebody else owns it."""
     folder = Path(tempfile.gettempdir()) / f"devcluster-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
     status = folder.lstat()

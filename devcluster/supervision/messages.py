@@ -1,4 +1,4 @@
-"""What an owner and its supervisor say to each other: one JSON object a line, over the supervisor's stdin and stdout."""
+"""What an owner and its supervisor say to each other: a JSON object a line, over stdin and stdout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import msgspec
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What cluster is wanted: the first line on the supervisor's stdin.
 
-    A second line, `stop`, ends the cluster in good order; the end of the file without it means that the owner died.
+    A second line, `stop`, ends the cluster in good order. The end of the file without it means that the owner
+    died.
     """
 
     etcd: str

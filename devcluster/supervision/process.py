@@ -35,7 +35,8 @@ def become_subreaper() -> None:
 
 
 def _stat_fields(pid: int) -> list[str]:
-    # The second field is the program's name in parentheses and may hold anything, spaces and parentheses included.
+    # The second field is the program's name in parentheses and may hold anything, spaces and parentheses
+    # included.
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 

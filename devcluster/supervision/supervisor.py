@@ -33,9 +33,10 @@ POLL_SECONDS = 0.05
 BOUND_LOGS_SECONDS = 60.0
 STATE_FILE = "devcluster.json"
 
-# How long each may take to end when asked to; what it still had to do is of no use to a cluster that goes away.
+# How long each may take to end when asked to; what it still had to do is of no use when the cluster goes
+# away.
 AGENT_GRACE_SECONDS = 15.0
-PROGRAM_GRACE_SECONDS = 5.0
+PROGRAM_GRACE_SECONDS = 3.0
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +161,8 @@ class Supervisor:
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise StartFailed(
-                f"Not so after {START_TIMEOUT_SECONDS:.0f} s: {what}. {component.name} says:\n{component.tail()}"
+                f"After {START_TIMEOUT_SECONDS:.0f} s it is still not so that {what}. "
+                f"The end of the log of {component.name}:\n{component.tail()}"
             ) from None
 
     async def watch(self, *, until: asyncio.Future[bool]) -> str | None:
@@ -183,17 +185,23 @@ class Supervisor:
                 component.bound_log()
 
     async def stop(self) -> None:
-        """End everything in good order: users of a thing before the thing (etcd's loss keeps an API server busy)."""
+        """End everything in good order: etcd last, since its loss keeps an API server busy for a minute."""
+        await self._let_go()
         for component in reversed(self._components):
             grace = AGENT_GRACE_SECONDS if component.name == "agent" else PROGRAM_GRACE_SECONDS
             await component.stop(grace_seconds=grace)
 
     async def close(self) -> None:
         """Kill what still runs, whatever it is, and let go of everything."""
+        kill_all(self._components)
+        await self._let_go()
+
+    async def _let_go(self) -> None:
+        # Open watches of its own would keep the API server from ending.
         for task in self._tasks:
             task.cancel()
-        kill_all(self._components)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._tasks.clear()
         await self._held.aclose()
 
 

@@ -1,7 +1,7 @@
 """The one-time build.
 
-It can be interrupted at any moment and goes on where it was: Go's build cache lies in a folder of its own beside
-the programs until the last of them is there, then it is removed (it grows to 3.6 GB).
+It can be interrupted at any moment and goes on where it was: Go's build cache lies in a folder of its own
+beside the programs until the last of them is there, then it is removed (it grows to 3.6 GB).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Shows how far the build is: one line that changes at a terminal, a line now and then elsewhere (a CI log)."""
+"""Shows how far the build is: one line that changes at a terminal, a line now and then in a CI log."""
 
 from __future__ import annotations
 
