@@ -1,0 +1,85 @@
+"""What is known of one cluster at one moment: everything that a decision is made from."""
+
+import dataclasses
+import datetime as dt
+from collections.abc import Mapping
+from typing import Any, Literal, TypeAlias
+
+from tableforge_dataplane.contract.fleet import Fleet, Health
+
+Object: TypeAlias = Mapping[str, Any]
+ChildKey: TypeAlias = tuple[str, str]
+"""Kind and name of a child; its namespace is the cluster's."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Now:
+    """The time of a decision."""
+
+    wall: dt.datetime
+    """UTC, for what is compared with times that others wrote."""
+    monotonic: float
+    """Seconds of a clock that never jumps, for everything else."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Applied:
+    """What the last apply of a child sent and got back."""
+
+    digest: str
+    fields: str
+    """Our entry of `managedFields` (`ownership.applied_fields`)."""
+    uid: str
+
+
+RefusalReason = Literal["NameConflict", "Rejected", "Forbidden", "WaitingForDeletion", "ApiUnavailable"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Refusal:
+    """Why the last attempt to create or apply a child came to nothing."""
+
+    reason: RefusalReason
+    message: str
+    digest: str
+    """What was to be applied; a refusal of something else says nothing about the present."""
+    attempts: int
+    retry_at: float
+    """`Now.monotonic` of the next attempt."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class FleetView:
+    """What the instances said when they were last asked."""
+
+    fleet: Fleet | None = None
+    """The fleet by the word of one instance; None where none could tell."""
+    fleet_at: float = 0.0
+    """`Now.monotonic` of the answer that `fleet` is from; it may be older than the last question."""
+    healths: tuple[Health, ...] = ()
+    """Where no instance is ready: what single ones say of themselves."""
+    failures: tuple[str, ...] = ()
+    """Why instances that should have answered didn't, a sentence each."""
+    secrets_missing: bool = False
+    """Whether an instance says that a Secret which the operator made is not there."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """One cluster, its children, its fleet, and what the operator remembers of its own doing."""
+
+    cluster: Object
+    """The WebSocketCluster as the API server has it."""
+    children: Mapping[ChildKey, Object] = dataclasses.field(default_factory=dict)
+    """The objects this cluster controls."""
+    pods: tuple[Object, ...] = ()
+    """Its pods, those of a managed Redis included."""
+    blind: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Kinds that cannot be watched, and why: what of them exists is not known."""
+    fleet: FleetView = FleetView()
+    applied: Mapping[ChildKey, Applied] = dataclasses.field(default_factory=dict)
+    refusals: Mapping[ChildKey, Refusal] = dataclasses.field(default_factory=dict)
+    secrets_created: frozenset[str] = frozenset()
+    """Names of the Secrets that are known to exist."""
+    counters_at: float | None = None
+    """`Now.monotonic` when connections and rooms were last written; None where not since the start."""

@@ -1,0 +1,203 @@
+"""The status of a cluster, by the rules of kstatus, and the Events that go with its transitions."""
+
+import dataclasses
+import datetime as dt
+from typing import Any, Final, Literal
+
+from tableforge_operator.api import Condition, RedisStatus, Status, WebSocketCluster
+from tableforge_operator.decide.findings import Finding, legible
+from tableforge_operator.decide.snapshot import Now, Object
+
+COUNTERS_EVERY_SECONDS: Final = 30.0
+COUNTERS_MOVED: Final = 0.05
+"""By which share a counter must have moved before it is written again."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Event:
+    """Something that happened to a cluster, for `kubectl describe`."""
+
+    type: Literal["Normal", "Warning"]
+    reason: str
+    message: str
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Counters:
+    """What changes all the time."""
+
+    instances: int
+    connections: int
+    rooms: int
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What the status is made from, once the findings are known."""
+
+    generation: int
+    findings: tuple[Finding, ...]
+    ready_message: str
+    redis: Literal["True", "False", "Unknown"]
+    redis_reason: str
+    redis_message: str
+    progress_deadline_seconds: float
+    progressed_at: dt.datetime | None
+    """When the rollout last made progress, by the Deployment's word."""
+    gave_up: bool
+    """Whether the Deployment controller has given up waiting for progress."""
+    note: str
+    """What else should be known, after the message of Ready; may be empty."""
+
+
+def conditions(facts: Facts, *, previous: Status, now: Now) -> tuple[list[Condition], float | None]:
+    """The conditions, and in how many seconds what is under way counts as stalled (None: nothing is)."""
+    stalled, until = _stalled(facts, previous, now)
+    ready: tuple[str, str, str]
+    if facts.findings:
+        first = stalled or facts.findings[0]
+        ready = ("False", first.reason, first.message)
+    else:
+        ready = ("True", "InstancesReady", facts.ready_message)
+    wanted = {
+        "Ready": (ready[0], ready[1], ready[2] + facts.note),
+        "RedisReady": (facts.redis, facts.redis_reason, facts.redis_message),
+    }
+    if stalled is not None:
+        wanted["Stalled"] = ("True", stalled.reason, stalled.message)
+    elif facts.findings:
+        wanted["Reconciling"] = ("True", facts.findings[0].reason, facts.findings[0].message)
+    before = {condition.type: condition for condition in previous.conditions}
+    stamp = now.wall.strftime("%Y-%m-%dT%H:%M:%SZ")
+    found: list[Condition] = []
+    for kind, (state, reason, message) in wanted.items():
+        old = before.get(kind)
+        found.append(
+            Condition(
+                type=kind,
+                status=state,  # type: ignore[arg-type]
+                reason=reason,
+                message=legible(message),
+                last_transition_time=old.last_transition_time
+                if old is not None and old.status == state
+                else stamp,
+                observed_generation=facts.generation,
+            )
+        )
+    return found, until
+
+
+def _stalled(facts: Facts, previous: Status, now: Now) -> tuple[Finding | None, float | None]:
+    """The finding that makes the cluster stalled, or the seconds until the progress deadline makes it so."""
+    for finding in facts.findings:
+        if finding.only_user:
+            return finding, None
+    if not facts.findings:
+        return None, None
+    first = facts.findings[0]
+    since = now.wall
+    expired = facts.gave_up
+    for condition in previous.conditions:
+        if condition.observed_generation != facts.generation:
+            continue
+        at = parse_time(condition.last_transition_time)
+        if condition.type == "Reconciling" and at is not None:
+            since = min(at, now.wall)
+        elif condition.type == "Stalled" and condition.reason == "ProgressDeadlineExceeded":
+            expired = True
+            since = at or now.wall
+    deadline = facts.progress_deadline_seconds
+    if facts.progressed_at is not None and since < facts.progressed_at <= now.wall:
+        since, expired = facts.progressed_at, facts.gave_up
+    left = deadline - (now.wall - since).total_seconds()
+    if not expired and left > 0:
+        return None, left
+    message = (
+        f"No progress within spec.rollout.progressDeadline ({deadline:g} s): {first.message} "
+        "It goes on by itself once that is mended; raise spec.rollout.progressDeadline if it needs longer."
+    )
+    return Finding(reason="ProgressDeadlineExceeded", message=message), None
+
+
+def counters_due(new: Counters, *, previous: Status, written_at: float | None, now: Now) -> bool:
+    """Whether the counters have moved far enough, and the last ones have stood long enough, to be written."""
+    old = (previous.instances, previous.connections, previous.rooms)
+    moved = any(
+        before is None or abs(after - before) > COUNTERS_MOVED * before
+        for before, after in zip(old, (new.instances, new.connections, new.rooms), strict=True)
+    )
+    return moved and (written_at is None or now.monotonic - written_at >= COUNTERS_EVERY_SECONDS)
+
+
+def events(before: list[Condition], after: list[Condition]) -> tuple[Event, ...]:
+    """What changed from one set of conditions to the next, told once each."""
+    old = {condition.type: condition for condition in before}
+    new = {condition.type: condition for condition in after}
+    found: list[Event] = []
+    if (stalled := new.get("Stalled")) is not None and _differs(old.get("Stalled"), stalled):
+        found.append(Event(type="Warning", reason=stalled.reason, message=stalled.message))
+    ready, was = new["Ready"], old.get("Ready")
+    if ready.status == "True" and (was is None or was.status != "True"):
+        found.append(Event(type="Normal", reason="Ready", message=ready.message))
+    elif ready.status != "True" and was is not None and was.status == "True" and "Stalled" not in new:
+        found.append(Event(type="Warning", reason="NotReady", message=f"{ready.reason}: {ready.message}"))
+    elif ready.status != "True" and "Stalled" not in new and _differs(was, ready):
+        found.append(Event(type="Normal", reason=ready.reason, message=ready.message))
+    redis, was = new["RedisReady"], old.get("RedisReady")
+    if redis.status == "True" and (was is None or was.status != "True"):
+        found.append(Event(type="Normal", reason="RedisConnected", message=redis.message))
+    elif redis.status != "True" and was is not None and was.status == "True":
+        found.append(Event(type="Warning", reason="RedisNotReady", message=redis.message))
+    return tuple(found)
+
+
+def _differs(old: Condition | None, new: Condition) -> bool:
+    return old is None or (old.status, old.reason) != (new.status, new.reason)
+
+
+def build(
+    cluster: WebSocketCluster,
+    *,
+    conditions: list[Condition],
+    counters: Counters | None,
+    deployment: Object | None,
+    track: Literal["a", "b"],
+    selector: str,
+    redis: RedisStatus | None,
+) -> Status:
+    """The whole status. Counters that are None stay as they were."""
+    previous = cluster.status
+    state = (deployment or {}).get("status") or {}
+    return Status(
+        observed_generation=cluster.generation,
+        conditions=conditions,
+        replicas=state.get("replicas", 0) if deployment is not None else previous.replicas or 0,
+        ready_replicas=state.get("readyReplicas", 0)
+        if deployment is not None
+        else previous.ready_replicas or 0,
+        selector=selector,
+        instances=previous.instances if counters is None else counters.instances,
+        connections=previous.connections if counters is None else counters.connections,
+        rooms=previous.rooms if counters is None else counters.rooms,
+        url=cluster.url,
+        active_track=track,
+        redis=redis if redis is not None else previous.redis,
+    )
+
+
+def same(status: dict[str, Any], current: Object | None) -> bool:
+    """Whether the object's status already says what `status` says."""
+    return _sorted(status) == _sorted(dict(current or {}))
+
+
+def _sorted(status: dict[str, Any]) -> dict[str, Any]:
+    ordered = sorted(status.get("conditions") or (), key=lambda condition: str(condition.get("type")))
+    return {**status, "conditions": ordered}
+
+
+def parse_time(text: str | None) -> dt.datetime | None:
+    """RFC 3339 as Kubernetes writes it; None where it is something else."""
+    try:
+        return dt.datetime.fromisoformat(text) if text else None
+    except ValueError:
+        return None

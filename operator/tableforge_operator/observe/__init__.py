@@ -1,0 +1,1 @@
+"""What there is: the children as the API server has them, and the fleet by its own word."""

@@ -1,0 +1,213 @@
+"""Asks the instances: one for the whole fleet, or, where none is ready, single ones what they wait for.
+
+What answers is not trusted: an answer is bounded in time and size, redirects are not followed, and it counts
+only when it is what the contract says.
+"""
+
+import asyncio
+import random
+from collections.abc import Iterable, Sequence
+from typing import Final, TypeVar
+
+import aiohttp
+import msgspec
+
+from tableforge_dataplane.contract import endpoints
+from tableforge_dataplane.contract.fleet import Fleet, Health
+from tableforge_operator import metrics
+from tableforge_operator.api import WebSocketCluster, names
+from tableforge_operator.api.spec import INTERNAL_PORT
+from tableforge_operator.decide import ownership
+from tableforge_operator.decide.findings import legible
+from tableforge_operator.decide.snapshot import FleetView, Object
+
+FLEET_TIMEOUT_SECONDS: Final = 3.0
+HEALTH_TIMEOUT_SECONDS: Final = 2.0
+FLEET_LIMIT_BYTES: Final = 32 * 1024 * 1024
+"""A thousand instances with 200 named rooms each stay below it."""
+HEALTH_LIMIT_BYTES: Final = 64 * 1024
+FLEET_ATTEMPTS: Final = 3
+"""How many ready instances are tried before the fleet counts as silent."""
+HEALTH_ASKED: Final = 5
+"""How many instances that are not ready are asked: more would only say the same."""
+CONCURRENT_READS: Final = 8
+COUNT_LIMIT: Final = 2**53
+INSTANCES_LIMIT: Final = 2**31 - 1
+
+Answer = TypeVar("Answer", Fleet, Health)
+
+
+class _NoAnswerError(Exception):
+    """An instance did not answer, or not what it should have."""
+
+    def __init__(self, why: str, *, key_missing: bool = False) -> None:
+        super().__init__(why)
+        self.key_missing = key_missing
+
+
+class FleetReader:
+    """Reads fleets over HTTP. `close` it."""
+
+    def __init__(self, *, rng: random.Random | None = None) -> None:
+        self._rng = rng or random.Random()  # noqa: S311 - which instance is asked first
+        self._turn = asyncio.Semaphore(CONCURRENT_READS)
+        self._session = aiohttp.ClientSession(
+            cookie_jar=aiohttp.DummyCookieJar(),
+            # Compressed answers would have to be bounded twice.
+            auto_decompress=False,
+            headers={"Accept": "application/json", "Accept-Encoding": "identity"},
+            connector=aiohttp.TCPConnector(limit=4 * CONCURRENT_READS),
+        )
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def read(
+        self,
+        cluster: WebSocketCluster,
+        *,
+        pods: Iterable[Object],
+        deployments: Iterable[Object],
+        fleet_key: str,
+        previous: FleetView,
+    ) -> FleetView:
+        """Ask the instances of a cluster. The last word of a fleet that is silent now stays in the answer."""
+        ready, waiting = _addressees(pods, deployments)
+        self._rng.shuffle(ready)
+        async with self._turn:
+            fleet, failures, key_missing = await self._fleet(ready[:FLEET_ATTEMPTS], fleet_key)
+            healths = await self._healths(waiting[:HEALTH_ASKED], cluster.spec.websocket.port)
+        password_missing = any(health.redis.reason == "PasswordMissing" for health in healths)
+        if fleet is not None:
+            metrics.FLEET_READS.labels("ok").inc()
+        elif ready or waiting:
+            metrics.FLEET_READS.labels("health" if healths else "failed").inc()
+        now = asyncio.get_running_loop().time()
+        return FleetView(
+            fleet=fleet or previous.fleet,
+            fleet_at=now if fleet is not None else previous.fleet_at,
+            healths=tuple(healths),
+            failures=tuple(failures),
+            secrets_missing=key_missing or password_missing,
+        )
+
+    async def _fleet(
+        self, ready: Sequence[tuple[str, str]], fleet_key: str
+    ) -> tuple[Fleet | None, list[str], bool]:
+        failures: list[str] = []
+        key_missing = False
+        for name, address in ready:
+            try:
+                fleet = await self._get(
+                    f"http://{address}:{INTERNAL_PORT}{endpoints.FLEET_PATH}",
+                    Fleet,
+                    limit_bytes=FLEET_LIMIT_BYTES,
+                    timeout_seconds=FLEET_TIMEOUT_SECONDS,
+                    headers={"Authorization": f"Bearer {fleet_key}"},
+                )
+            except _NoAnswerError as error:
+                failures.append(f"pod {name}: {error}")
+                key_missing = key_missing or error.key_missing
+                continue
+            totals = fleet.totals
+            if not (
+                0 <= totals.instances <= INSTANCES_LIMIT
+                and 0 <= totals.connections <= COUNT_LIMIT
+                and 0 <= totals.rooms <= COUNT_LIMIT
+            ):
+                failures.append(f"pod {name}: its totals are out of bounds")
+                continue
+            return fleet, failures, False
+        return None, failures, key_missing
+
+    async def _healths(self, waiting: Sequence[tuple[str, str]], port: int) -> list[Health]:
+        answers = await asyncio.gather(
+            *(
+                self._get(
+                    f"http://{address}:{port}{endpoints.HEALTH_PATH}",
+                    Health,
+                    limit_bytes=HEALTH_LIMIT_BYTES,
+                    timeout_seconds=HEALTH_TIMEOUT_SECONDS,
+                    headers={},
+                )
+                for _, address in waiting
+            ),
+            return_exceptions=True,
+        )
+        healths: list[Health] = []
+        for answer in answers:
+            if isinstance(answer, Health):
+                healths.append(answer)
+            elif not isinstance(answer, _NoAnswerError):
+                # An instance that isn't ready may well not answer yet; anything else is a fault of ours.
+                raise answer
+        return sorted(healths, key=lambda health: health.instance)
+
+    async def _get(
+        self,
+        url: str,
+        kind: type[Answer],
+        *,
+        limit_bytes: int,
+        timeout_seconds: float,
+        headers: dict[str, str],
+    ) -> Answer:
+        timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+        body = bytearray()
+        try:
+            async with self._session.get(
+                url, headers=headers, timeout=timeout, allow_redirects=False
+            ) as response:
+                if response.status != 200 and not (kind is Health and response.status == 503):
+                    raise _NoAnswerError(
+                        f"answered {response.status} at {response.url.path}",
+                        key_missing=kind is Fleet and response.status in (401, 403, 404, 503),
+                    )
+                async for chunk in response.content.iter_chunked(65536):
+                    body += chunk
+                    if len(body) > limit_bytes:
+                        raise _NoAnswerError(f"its answer is longer than {limit_bytes} bytes")
+        except TimeoutError as error:
+            raise _NoAnswerError(f"no answer in {timeout_seconds:g} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _NoAnswerError(legible(f"{type(error).__name__}: {error}")) from error
+        try:
+            answer: Answer = msgspec.json.decode(body, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _NoAnswerError(legible(f"its answer is not what it should be: {error}")) from error
+        return answer
+
+
+def _addressees(
+    pods: Iterable[Object], deployments: Iterable[Object]
+) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+    """Name and address of the instances that are ready, and of those that run and are not.
+
+    Only pods of the cluster's own Deployments: a ReplicaSet controls the pod, and its name is made of the
+    Deployment's and of the pod's template hash.
+    """
+    fleets = {deployment["metadata"]["name"] for deployment in deployments}
+    ready: list[tuple[str, str]] = []
+    waiting: list[tuple[str, str]] = []
+    for pod in sorted(pods, key=lambda pod: str(pod["metadata"]["name"])):
+        metadata, state = pod["metadata"], pod.get("status") or {}
+        labels, owner = metadata.get("labels") or {}, ownership.controller(pod)
+        template = labels.get("pod-template-hash")
+        if (
+            labels.get(names.COMPONENT_LABEL) != names.DATAPLANE
+            or owner is None
+            or owner.get("kind") != "ReplicaSet"
+            or owner.get("name") not in {f"{fleet}-{template}" for fleet in fleets}
+            or metadata.get("deletionTimestamp")
+            or state.get("phase") != "Running"
+            or not state.get("podIP")
+        ):
+            continue
+        address = f"[{state['podIP']}]" if ":" in state["podIP"] else state["podIP"]
+        is_ready = any(
+            condition.get("type") == "Ready" and condition.get("status") == "True"
+            for condition in state.get("conditions") or ()
+        )
+        (ready if is_ready else waiting).append((metadata["name"], address))
+    return ready, waiting
