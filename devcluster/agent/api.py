@@ -72,7 +72,10 @@ class Api:
             raise ValueError(f"{file}: no {kind} is called {name!r}")
 
         context = named("contexts", "context", config["current-context"])
-        cluster, user = named("clusters", "cluster", context["cluster"]), named("users", "user", context["user"])
+        cluster, user = (
+            named("clusters", "cluster", context["cluster"]),
+            named("users", "user", context["user"]),
+        )
 
         def bytes_of(entry: Object, key: str) -> bytes | None:
             if f"{key}-data" in entry:
@@ -204,7 +207,9 @@ def _error(status: int, raw: bytes) -> ApiError:
     with contextlib.suppress(msgspec.DecodeError):
         decoded = msgspec.json.decode(raw)
         answer = decoded if isinstance(decoded, dict) else {}
-    return ApiError(status, answer.get("reason", ""), answer.get("message", raw[:500].decode(errors="replace")))
+    return ApiError(
+        status, answer.get("reason", ""), answer.get("message", raw[:500].decode(errors="replace"))
+    )
 
 
 async def wait_until_reachable(api: Api, seconds: float) -> None:

@@ -37,7 +37,7 @@ class EventRecorder:
         self._queue: asyncio.Queue[_News] = asyncio.Queue(QUEUE_LIMIT)
         self._known: collections.OrderedDict[tuple[str, ...], tuple[str, int]] = collections.OrderedDict()
 
-    def record(  # noqa: PLR0913 -- what an event is made of
+    def record(
         self,
         item: Object,
         kind: Literal["Normal", "Warning"],

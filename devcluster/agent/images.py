@@ -25,6 +25,8 @@ from pathlib import Path
 
 import msgspec
 
+from devcluster.agent.env import expand
+
 
 class ImageTableError(ValueError):
     """The image table cannot be used; the message names file and field."""
@@ -50,29 +52,37 @@ class Image(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     working_dir: str = "/"
     visible: tuple[str, ...] = ()
 
-    def argv(self, command: Sequence[str] | None, args: Sequence[str] | None) -> list[str]:
-        """What runs for a container's `command` and `args` (Kubernetes semantics), not expanded yet.
+    def argv(
+        self, command: Sequence[str] | None, args: Sequence[str] | None, variables: Mapping[str, str]
+    ) -> list[str]:
+        """What runs for a container's `command` and `args`, with Kubernetes' semantics.
 
         Empty where neither the image nor the container says what to run.
         """
-        if command:
-            return self.program([*command, *(args or ())])
-        if not self.command:
-            return self.program([*(args or self.args)])
-        return [*self.program([*self.command, *(args or self.args)]), *self.append_args]
+        own = () if command else self.command
+        words = [*(command or own), *(args or (() if command else self.args))]
+        argv = self.program([expand(word, variables) for word in words], variables)
+        if own:
+            argv += [expand(word, variables) for word in self.append_args]
+        return argv
 
-    def program(self, argv: Sequence[str]) -> list[str]:
-        """`argv` with its first word looked up among the image's programs."""
-        if argv and (found := self.programs.get(argv[0])):
-            return [found.path, *found.prepend_args, *argv[1:], *found.append_args]
-        return list(argv)
+    def program(self, argv: Sequence[str], variables: Mapping[str, str]) -> list[str]:
+        """`argv` with its first word looked up among the image's programs; `argv` itself is not expanded."""
+        if not argv or (found := self.programs.get(argv[0])) is None:
+            return list(argv)
+        before, after = (
+            [expand(word, variables) for word in words] for words in (found.prepend_args, found.append_args)
+        )
+        return [found.path, *before, *argv[1:], *after]
 
     def host_paths(self) -> list[str]:
         """The existing host paths that the entry names: containers must see them."""
         words = [*self.command, *self.args, *self.append_args, self.working_dir, *self.visible, *self.path]
         words += [program.path for program in self.programs.values()]
         words += [part for value in self.env.values() for part in value.split(":")]
-        return sorted({word for word in words if word.startswith("/") and word != "/" and Path(word).exists()})
+        return sorted(
+            {word for word in words if word.startswith("/") and word != "/" and Path(word).exists()}
+        )
 
 
 @dataclasses.dataclass(frozen=True)

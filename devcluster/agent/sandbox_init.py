@@ -171,7 +171,9 @@ class Root:
         """Cover what containers must not see."""
         for path in self._hidden:
             if os.path.isdir(self.inside(path)):
-                mount("tmpfs", self.inside(path), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,mode=700")
+                mount(
+                    "tmpfs", self.inside(path), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,mode=700"
+                )
 
     def devices(self) -> None:
         """A `/dev` with what every container has."""

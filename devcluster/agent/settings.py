@@ -39,7 +39,9 @@ class AgentSettings:
 
 def parse(arguments: list[str] | None = None) -> AgentSettings:
     """Read the command line; ends the process with a usage message where it is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m devcluster.agent", description="Run pods as local processes.")
+    parser = argparse.ArgumentParser(
+        prog="python -m devcluster.agent", description="Run pods as local processes."
+    )
     parser.add_argument("--kubeconfig", type=Path, required=True)
     parser.add_argument("--node-name", required=True)
     parser.add_argument("--node-ip", required=True, help="the node's address, inside 127.0.0.0/8")
@@ -47,22 +49,30 @@ def parse(arguments: list[str] | None = None) -> AgentSettings:
     parser.add_argument("--service-cidr", type=ipaddress.IPv4Network, required=True)
     parser.add_argument("--data-dir", type=Path, required=True, help="emptied at the start")
     parser.add_argument("--images", type=Path, required=True, help="JSON: what runs for which image")
-    parser.add_argument("--port", type=int, required=True, help="of the log server on the node's address; 0: any")
+    parser.add_argument(
+        "--port", type=int, required=True, help="of the log server on the node's address; 0: any"
+    )
     parser.add_argument("--tls-cert", type=Path, required=True)
     parser.add_argument("--tls-key", type=Path, required=True)
     parser.add_argument("--client-ca", type=Path, required=True)
-    parser.add_argument("--hide", type=Path, action="append", default=[], help="a directory containers don't see")
+    parser.add_argument(
+        "--hide", type=Path, action="append", default=[], help="a directory containers don't see"
+    )
     parser.add_argument("--backoff-initial", type=float, default=10.0, metavar="SECONDS")
     parser.add_argument("--backoff-limit", type=float, default=300.0, metavar="SECONDS")
     parser.add_argument("--shutdown-grace", type=float, default=2.0, metavar="SECONDS")
     parser.add_argument("--log-file-bytes", type=int, default=10 * 1024 * 1024)
     given = parser.parse_args(arguments)
     if not ipaddress.ip_address(given.node_ip).is_loopback:
-        parser.error(f"--node-ip {given.node_ip}: must lie in 127.0.0.0/8, the agent serves this machine only")
+        parser.error(
+            f"--node-ip {given.node_ip}: must lie in 127.0.0.0/8, the agent serves this machine only"
+        )
     if not given.pod_cidr.is_loopback:
         parser.error(f"--pod-cidr {given.pod_cidr}: must lie in 127.0.0.0/8, pods get loopback addresses")
     if not given.service_cidr.is_loopback:
-        parser.error(f"--service-cidr {given.service_cidr}: must lie in 127.0.0.0/8, Services get loopback addresses")
+        parser.error(
+            f"--service-cidr {given.service_cidr}: must lie in 127.0.0.0/8, Services get loopback addresses"
+        )
     if given.pod_cidr.overlaps(given.service_cidr):
         parser.error(f"--pod-cidr {given.pod_cidr} and --service-cidr {given.service_cidr} overlap")
     return AgentSettings(

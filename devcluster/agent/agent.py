@@ -1,0 +1,224 @@
+"""The agent as a whole: what watches what, who is told, and how everything ends."""
+
+import asyncio
+import contextlib
+import shutil
+import time
+from typing import Literal
+
+from devcluster.agent import journal, probes
+from devcluster.agent.addresses import PodAddresses
+from devcluster.agent.api import Api, Object, path_of
+from devcluster.agent.container import Container
+from devcluster.agent.context import NodeContext
+from devcluster.agent.events import EventRecorder
+from devcluster.agent.hosts import service_lines
+from devcluster.agent.images import Found, ImageTable, ImageTableError
+from devcluster.agent.node import Node
+from devcluster.agent.pod import PodRunner
+from devcluster.agent.proxy import ServiceProxy
+from devcluster.agent.scheduler import Scheduler
+from devcluster.agent.server import KubeletServer
+from devcluster.agent.settings import AgentSettings
+from devcluster.agent.watch import Reflector
+
+HOSTS_SETTLE_SECONDS = 0.02
+
+
+class Images:
+    """The image table as its file has it now."""
+
+    def __init__(self, settings: AgentSettings) -> None:
+        """Raises ImageTableError where the table cannot be used."""
+        self._file = settings.images
+        self._read_at = self._file.stat().st_mtime_ns if self._file.exists() else 0
+        self._table = ImageTable.load(self._file)
+
+    def find(self, name: str) -> Found | None:
+        """An image by the name a pod uses. A table that became unreadable leaves the last one in force."""
+        with contextlib.suppress(OSError):
+            changed = self._file.stat().st_mtime_ns
+            if changed != self._read_at:
+                self._read_at = changed
+                try:
+                    self._table = ImageTable.load(self._file)
+                except ImageTableError as error:
+                    journal.warning("image_table_not_read", error=str(error))
+        return self._table.find(name)
+
+
+class Agent:
+    """The node agent. `run` is all of its life."""
+
+    def __init__(self, settings: AgentSettings, api: Api) -> None:
+        self._settings = settings
+        self._api = api
+        self._events = EventRecorder(api, settings.node_name)
+        self._images = Images(settings)
+        self._pods = Reflector(api, path_of("pods"))
+        self._services = Reflector(api, path_of("services"))
+        self._nodes = Reflector(api, path_of("nodes"), field_selector=f"metadata.name={settings.node_name}")
+        self._references: dict[str, Reflector] = {
+            "configmaps": Reflector(api, path_of("configmaps")),
+            "secrets": Reflector(api, path_of("secrets")),
+        }
+        self._scheduler = Scheduler(api, self._events, self._pods, self._nodes, settings.node_name)
+        self._runners: dict[str, PodRunner] = {}
+        self._running: dict[str, asyncio.Task[None]] = {}
+        self._hosts_changed = asyncio.Event()
+        self._host_lines: dict[str, list[str]] = {}
+        self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Be the node until told to stop. Raises what made it impossible to go on."""
+        settings = self._settings
+        await asyncio.to_thread(shutil.rmtree, settings.data_dir, ignore_errors=True)
+        settings.data_dir.mkdir(parents=True, mode=0o700)
+        server = KubeletServer(settings, self._container)
+        port = await server.start()
+        node = Node(self._api, settings, port)
+        proxy = ServiceProxy(
+            self._api,
+            self._services,
+            self._pods,
+            node_ip=settings.node_ip,
+            own=frozenset({(settings.node_ip, port)}),
+        )
+        reflectors = [self._services, self._nodes, *self._references.values(), self._pods]
+        async with probes.http_session() as probe_http:
+            self._context = NodeContext(
+                settings=settings,
+                api=self._api,
+                events=self._events,
+                addresses=PodAddresses(settings.pod_cidr),
+                lookup=self._lookup,
+                find_image=self._images.find,
+                services=lambda: list(self._services.items()),
+                host_lines=self._lines_for,
+                probe_http=probe_http,
+            )
+            tasks = [asyncio.create_task(self._events.run())]
+            try:
+                await node.register()
+                self._listen(proxy)
+                for reflector in reflectors[:-1]:
+                    tasks.append(asyncio.create_task(reflector.run()))
+                # Pods come last: their first start should already see everything else.
+                await asyncio.gather(*[one.synced.wait() for one in reflectors[:-1]])
+                for loop in (node.run, self._pods.run, self._scheduler.run, proxy.run, self._keep_hosts):
+                    tasks.append(asyncio.create_task(loop()))
+                await self._pods.synced.wait()
+                journal.info("node_ready", node=settings.node_name, address=settings.node_ip, port=port)
+                await self._until(stop, tasks)
+            finally:
+                await self._end_pods()
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
+                await server.stop()
+
+    async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
+        """Wait to be stopped; a part of the agent that ends by itself is an error and ends all of it."""
+        stopped = asyncio.create_task(stop.wait())
+        await asyncio.wait([stopped, self._failed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        if not stopped.done():
+            stopped.cancel()
+            for task in [self._failed, *tasks]:
+                if task.done():
+                    task.result()
+            raise RuntimeError("a part of the agent ended by itself")
+
+    # --- who is told what -------------------------------------------------------------------------------
+
+    def _listen(self, proxy: ServiceProxy) -> None:
+        self._pods.listen(self._pod_changed)
+        self._pods.listen(lambda _old, _new: proxy.changed())
+        self._services.listen(lambda _old, _new: proxy.changed())
+        self._services.listen(lambda _old, _new: self._names_changed())
+        self._nodes.listen(lambda _old, _new: self._scheduler.changed())
+        self._references["configmaps"].listen(
+            lambda old, new: self._reference_changed("configmaps", old or new)
+        )
+        self._references["secrets"].listen(lambda old, new: self._reference_changed("secrets", old or new))
+
+    def _pod_changed(self, old: Object | None, new: Object | None) -> None:
+        self._names_changed()
+        if new is None:
+            uid = (old or {})["metadata"]["uid"]
+            self._scheduler.forget(uid)
+            if runner := self._runners.get(uid):
+                runner.gone()
+            return
+        node = new["spec"].get("nodeName")
+        if not node:
+            self._scheduler.changed()
+        elif node == self._settings.node_name:
+            uid = new["metadata"]["uid"]
+            runner = self._runners.get(uid)
+            if runner is None:
+                runner = self._runners[uid] = PodRunner(self._context, new)
+                task = self._running[uid] = asyncio.create_task(runner.run(), name=f"pod {uid}")
+                task.add_done_callback(lambda task, uid=uid: self._pod_done(uid, task))  # type: ignore[misc]
+            runner.update(new)
+
+    def _pod_done(self, uid: str, task: "asyncio.Task[None]") -> None:
+        self._runners.pop(uid, None)
+        self._running.pop(uid, None)
+        if not task.cancelled() and (error := task.exception()) and not self._failed.done():
+            self._failed.set_exception(error)
+
+    def _reference_changed(self, resource: str, item: Object | None) -> None:
+        if item is None:
+            return
+        metadata = item["metadata"]
+        for runner in self._runners.values():
+            if runner.pod["metadata"]["namespace"] == metadata["namespace"]:
+                runner.reference_changed(resource, metadata["name"])
+
+    def _names_changed(self) -> None:
+        self._host_lines.clear()
+        self._hosts_changed.set()
+
+    def _lines_for(self, namespace: str) -> list[str]:
+        if namespace not in self._host_lines:
+            self._host_lines[namespace] = service_lines(self._services.items(), self._pods.items(), namespace)
+        return self._host_lines[namespace]
+
+    async def _keep_hosts(self) -> None:
+        while True:
+            await self._hosts_changed.wait()
+            await asyncio.sleep(HOSTS_SETTLE_SECONDS)
+            self._hosts_changed.clear()
+            for runner in list(self._runners.values()):
+                runner.write_hosts()
+
+    async def _lookup(
+        self, resource: Literal["configmaps", "secrets"], namespace: str, name: str
+    ) -> Object | None:
+        """A ConfigMap or Secret: the copy's, or where the copy may be a moment behind the API server's."""
+        known = self._references[resource].get(namespace, name)
+        return known or await self._api.get_or_none(path_of(resource, namespace, name))
+
+    def _container(self, namespace: str, pod: str, name: str) -> Container | None:
+        for runner in self._runners.values():
+            metadata = runner.pod["metadata"]
+            if (metadata["namespace"], metadata["name"]) == (namespace, pod):
+                return runner.container(name)
+        return None
+
+    # --- the end ----------------------------------------------------------------------------------------
+
+    async def _end_pods(self) -> None:
+        """End every process: SIGTERM, a short grace, SIGKILL."""
+        runners = list(self._runners.values())
+        for runner in runners:
+            runner.terminate_now()
+        deadline = time.monotonic() + self._settings.shutdown_grace_seconds
+        while any(runner.processes_left for runner in runners) and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        running = list(self._running.values())
+        for runner in runners:
+            runner.kill_now()
+        for task in running:
+            task.cancel()
+        await asyncio.gather(*running, return_exceptions=True)

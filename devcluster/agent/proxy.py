@@ -1,0 +1,283 @@
+"""Services: what kube-proxy does, as a proxy of its own.
+
+Every port of a Service has a listener on the Service's address (and on the node's for a node port), and a
+connection goes to one of the ready pods in turn. Backends change under living connections: those stay where they
+are until they end. TCP only.
+
+A connection costs no task once it is made: bytes go from one transport's callback into the other's buffer, and
+a full buffer pauses the side that fills it.
+"""
+
+import asyncio
+import collections
+import dataclasses
+import socket
+import time
+from collections.abc import Sequence
+
+from devcluster.agent import journal
+from devcluster.agent.api import MERGE, Api, ApiError, Object, path_of
+from devcluster.agent.endpoints import Backend, backends
+from devcluster.agent.watch import Reflector
+
+BACKLOG = 4096
+CONNECT_TIMEOUT_SECONDS = 5.0
+BUFFER_BYTES = 256 * 1024
+AFFINITY_LIMIT = 10_000
+SETTLE_SECONDS = 0.02
+"""How long changes are gathered before the listeners follow them."""
+RETRY_SECONDS = 5.0
+
+Listen = tuple[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Route:
+    """Where the connections to one address and port go."""
+
+    service: str
+    backends: tuple[Backend, ...]
+    affinity_seconds: int = 0
+    """How long a client's address keeps its backend; 0 for not at all."""
+
+
+def routes(
+    services: Sequence[Object], pods: Sequence[Object], *, node_ip: str, api_server: Backend
+) -> dict[Listen, Route]:
+    """Every address and port to listen on. The Service of the API server leads to the real one."""
+    by_namespace: dict[str, list[Object]] = collections.defaultdict(list)
+    for pod in pods:
+        by_namespace[pod["metadata"]["namespace"]].append(pod)
+    result: dict[Listen, Route] = {}
+    for service in services:
+        metadata, spec = service["metadata"], service["spec"]
+        address = spec.get("clusterIP", "")
+        if spec.get("type") == "ExternalName" or address in ("", "None"):
+            continue
+        is_api = (metadata["namespace"], metadata["name"]) == ("default", "kubernetes")
+        affinity = 0
+        if spec.get("sessionAffinity") == "ClientIP":
+            config = (spec.get("sessionAffinityConfig") or {}).get("clientIP") or {}
+            affinity = config.get("timeoutSeconds") or 10_800
+        for port in spec.get("ports") or []:
+            if port.get("protocol", "TCP") != "TCP":
+                continue
+            found = [api_server] if is_api else backends(service, port, by_namespace[metadata["namespace"]])
+            route = Route(f"{metadata['namespace']}/{metadata['name']}", tuple(found), affinity)
+            result[address, port["port"]] = route
+            if port.get("nodePort"):
+                result[node_ip, port["nodePort"]] = route
+    return result
+
+
+class Balancer:
+    """Chooses a backend for each connection."""
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self._turn = 0
+        self._kept: collections.OrderedDict[str, tuple[Backend, float]] = collections.OrderedDict()
+
+    def order(self, client: str) -> list[Backend]:
+        """The backends to try for a client, the best one first."""
+        known = list(self.route.backends)
+        if not known:
+            return []
+        self._turn = (self._turn + 1) % len(known)
+        turned = known[self._turn :] + known[: self._turn]
+        if self.route.affinity_seconds and (kept := self._kept.get(client)):
+            backend, until = kept
+            if backend in known and time.monotonic() < until:
+                turned.remove(backend)
+                turned.insert(0, backend)
+        return turned
+
+    def chosen(self, client: str, backend: Backend) -> None:
+        """A client's connection went to a backend."""
+        if seconds := self.route.affinity_seconds:
+            self._kept[client] = (backend, time.monotonic() + seconds)
+            self._kept.move_to_end(client)
+            if len(self._kept) > AFFINITY_LIMIT:
+                self._kept.popitem(last=False)
+
+
+class _Side(asyncio.Protocol):
+    """One side of a proxied connection: what it receives goes to the other side."""
+
+    transport: asyncio.Transport
+    other: "_Side"
+
+    def __init__(self) -> None:
+        self.ended = False
+        """Whether this side has said that it sends no more."""
+        self.lost = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- TCP
+        self.transport = transport
+        transport.set_write_buffer_limits(high=BUFFER_BYTES)
+
+    def data_received(self, data: bytes) -> None:
+        self.other.transport.write(data)
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        if self.other.ended:
+            self.other.transport.close()
+            return False
+        if not self.other.lost and self.other.transport.can_write_eof():
+            self.other.transport.write_eof()
+        return True
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.lost = True
+        if error is None:
+            self.other.transport.close()
+        else:
+            self.other.transport.abort()
+
+    def pause_writing(self) -> None:
+        if not self.other.lost:
+            self.other.transport.pause_reading()
+
+    def resume_writing(self) -> None:
+        if not self.other.lost:
+            self.other.transport.resume_reading()
+
+
+class _Client(_Side):
+    """The client's side, which exists before there is a backend's."""
+
+    def __init__(self, balancer: Balancer, tasks: set[asyncio.Task[None]]) -> None:
+        super().__init__()
+        self._balancer = balancer
+        self._tasks = tasks
+        self._connected = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self.transport.pause_reading()
+        task = asyncio.get_running_loop().create_task(self._connect())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._connected:
+            super().connection_lost(error)
+        self.lost = True
+
+    async def _connect(self) -> None:
+        loop = asyncio.get_running_loop()
+        peer = self.transport.get_extra_info("peername")
+        client = peer[0] if peer else ""
+        for backend in self._balancer.order(client):
+            side = _Side()
+            side.other = self
+            try:
+                async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                    await loop.create_connection(lambda side=side: side, backend.address, backend.port)  # type: ignore[misc]
+            except (OSError, TimeoutError):
+                continue  # a pod that just went: the next one
+            if self.lost:
+                side.transport.abort()
+                return
+            self.other, self._connected = side, True
+            self._balancer.chosen(client, backend)
+            self.transport.resume_reading()
+            return
+        self.transport.abort()
+
+
+class ServiceProxy:
+    """Listens for all Services."""
+
+    def __init__(
+        self, api: Api, services: Reflector, pods: Reflector, *, node_ip: str, own: frozenset[Listen]
+    ) -> None:
+        """`own` is what the agent itself listens on."""
+        self._api = api
+        self._services = services
+        self._pods = pods
+        self._node_ip = node_ip
+        self._own = own
+        self._changed = asyncio.Event()
+        self._servers: dict[Listen, asyncio.Server] = {}
+        self._balancers: dict[Listen, Balancer] = {}
+        self._refused: set[Listen] = set()
+        self._connecting: set[asyncio.Task[None]] = set()
+
+    def changed(self) -> None:
+        """A Service or a pod has changed."""
+        self._changed.set()
+
+    async def run(self) -> None:
+        """Follow the Services until cancelled."""
+        try:
+            while True:
+                await self._follow()
+                try:
+                    await asyncio.wait_for(self._changed.wait(), RETRY_SECONDS if self._refused else None)
+                except TimeoutError:
+                    continue
+                await asyncio.sleep(SETTLE_SECONDS)
+                self._changed.clear()
+        finally:
+            for server in self._servers.values():
+                server.close()
+            for task in self._connecting:
+                task.cancel()
+
+    async def _follow(self) -> None:
+        services = list(self._services.items())
+        wanted = routes(
+            services,
+            list(self._pods.items()),
+            node_ip=self._node_ip,
+            api_server=Backend(*self._api.address),
+        )
+        for listen in [listen for listen in self._servers if listen not in wanted]:
+            self._servers.pop(listen).close()
+            del self._balancers[listen]
+        self._refused &= set(wanted)
+        for listen, route in wanted.items():
+            if listen in self._servers:
+                self._balancers[listen].route = route
+            elif listen not in self._own:
+                await self._listen(listen, route)
+        for service in services:
+            await self._give_address(service)
+
+    async def _listen(self, listen: Listen, route: Route) -> None:
+        balancer = Balancer(route)
+        loop = asyncio.get_running_loop()
+        try:
+            self._servers[listen] = await loop.create_server(
+                lambda: _Client(balancer, self._connecting),
+                *listen,
+                family=socket.AF_INET,
+                backlog=BACKLOG,
+                reuse_address=True,
+            )
+        except OSError as error:
+            if listen not in self._refused:
+                journal.warning("service_not_served", service=route.service, listen=listen, error=str(error))
+            self._refused.add(listen)
+        else:
+            self._refused.discard(listen)
+            self._balancers[listen] = balancer
+
+    async def _give_address(self, service: Object) -> None:
+        """A Service of type LoadBalancer is reached at its own address: there is nothing in front of it."""
+        metadata, spec = service["metadata"], service["spec"]
+        known = ((service.get("status") or {}).get("loadBalancer") or {}).get("ingress") or []
+        address = spec.get("clusterIP")
+        if spec.get("type") != "LoadBalancer" or not address or [one.get("ip") for one in known] == [address]:
+            return
+        try:
+            await self._api.patch(
+                path_of("services", metadata["namespace"], metadata["name"], "status"),
+                {"status": {"loadBalancer": {"ingress": [{"ip": address, "ipMode": "VIP"}]}}},
+                MERGE,
+            )
+        except ApiError as error:
+            journal.warning("address_not_given", service=metadata["name"], error=str(error))
