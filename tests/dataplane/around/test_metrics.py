@@ -1,0 +1,88 @@
+"""Metrics: the guide's names exactly, bounded labels, and what a Prometheus parser reads."""
+
+import pytest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.parser import text_string_to_metric_families
+
+from tableforge_dataplane.observability.metrics import Exposition, Metrics
+
+
+def scraped(metrics: Metrics) -> dict[str, Metric]:
+    text = Exposition(metrics, instance="one").render().decode()
+    return {family.name: family for family in text_string_to_metric_families(text)}
+
+
+def samples(metrics: Metrics) -> dict[str, list[tuple[dict[str, str], float]]]:
+    found: dict[str, list[tuple[dict[str, str], float]]] = {}
+    for family in scraped(metrics).values():
+        for sample in family.samples:
+            found.setdefault(sample.name, []).append((sample.labels, sample.value))
+    return found
+
+
+def test_the_guides_names_and_types_come_out_exactly() -> None:
+    metrics = Metrics()
+    metrics.connections, metrics.rooms = 7, 3
+    metrics.messages_sent.add("chat", 10)
+    metrics.messages_received.add("chat", 2)
+    text = Exposition(metrics, instance="one").render().decode().splitlines()
+    for line in (
+        "# TYPE tableforge_websocket_connections_total gauge",
+        'tableforge_websocket_connections_total{instance_id="one"} 7.0',
+        "# TYPE tableforge_websocket_rooms_total gauge",
+        'tableforge_websocket_rooms_total{instance_id="one"} 3.0',
+        "# TYPE tableforge_websocket_messages_sent_total counter",
+        'tableforge_websocket_messages_sent_total{instance_id="one",message_type="chat"} 10.0',
+        "# TYPE tableforge_websocket_messages_received_total counter",
+        'tableforge_websocket_messages_received_total{instance_id="one",message_type="chat"} 2.0',
+    ):
+        assert line in text
+
+
+def test_everything_else_is_there_too() -> None:
+    metrics = Metrics()
+    metrics.publishes_refused.add("rate_limited", 4)
+    metrics.slow_consumers = 2
+    metrics.recoveries.add("trimmed")
+    metrics.resets.add("forked")
+    metrics.publish_queue_depth = 5
+    metrics.redis_connected = True
+    found = samples(metrics)
+    one = {"instance_id": "one"}
+    assert found["tableforge_websocket_publishes_refused_total"] == [({**one, "reason": "rate_limited"}, 4)]
+    assert found["tableforge_websocket_slow_consumers_total"] == [(one, 2)]
+    assert found["tableforge_websocket_recoveries_total"] == [({**one, "outcome": "trimmed"}, 1)]
+    assert found["tableforge_websocket_resets_total"] == [({**one, "reason": "forked"}, 1)]
+    assert found["tableforge_publish_queue_depth"] == [(one, 5)]
+    assert found["tableforge_redis_connected"] == [(one, 1)]
+    assert found["process_resident_memory_bytes"][0][1] > 1_000_000
+
+
+def test_event_names_are_counted_one_by_one_up_to_fifty_and_none_is_lost() -> None:
+    metrics = Metrics()
+    for number in range(200):
+        metrics.messages_sent.add(f"event-{number}", 2)
+    metrics.messages_sent.add("event-3")
+    counts = {
+        labels["message_type"]: value
+        for labels, value in samples(metrics)["tableforge_websocket_messages_sent_total"]
+    }
+    assert len(counts) == 51
+    assert counts["event-3"] == 3
+    assert counts["other"] == 300
+    assert sum(counts.values()) == metrics.messages_sent.total == 401
+
+
+@pytest.mark.parametrize("event", ['with "quotes"', "back\\slash", "line\nbreak", "half \ud800 pair", "Zoë"])
+def test_no_event_name_breaks_the_page(event: str) -> None:
+    metrics = Metrics()
+    metrics.messages_received.add(event)
+    [(labels, value)] = samples(metrics)["tableforge_websocket_messages_received_total"]
+    assert value == 1
+    assert labels["message_type"].encode("utf-8")
+
+
+def test_two_instances_in_one_process_do_not_mix() -> None:
+    first, second = Metrics(), Metrics()
+    first.connections = 1
+    assert samples(second)["tableforge_websocket_connections_total"] == [({"instance_id": "one"}, 0)]
