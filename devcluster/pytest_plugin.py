@@ -39,7 +39,7 @@ def _needs_cluster(item: pytest.Item) -> bool:
 
 
 def _running(cluster: Devcluster) -> Iterator[Devcluster]:
-    # A loop of its own, not one of a test's: the cluster outlives every test, and its supervisor is a process.
+    # A loop of its own, not one of a test: the cluster outlives every test, watched by its own supervisor.
     with asyncio.Runner() as runner:
         runner.run(cluster.start())
         try:

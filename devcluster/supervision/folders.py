@@ -180,7 +180,7 @@ def register(data_dir: Path | None) -> Iterator[Place]:
                 raise DevclusterError(f"{data_dir} is the data folder of a devcluster that is running.")
             layout.clear(keep_logs=False)
         place = Place(folder, layout, temporary=data_dir is None)
-        place._write()
+        place.started("supervisor", os.getpid())
         layout.make()
         try:
             yield place

@@ -1,0 +1,236 @@
+"""Nothing outlives its owner, nothing collides, nothing dies unnoticed."""
+
+import asyncio
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devcluster import ComponentDied, Devcluster, DevclusterError, StartFailed, detached
+from devcluster.supervision import folders
+from devcluster.supervision.process import start_time
+from tests.support.kubectl import Kubectl
+
+WAIT_SECONDS = 30.0
+
+
+def recorded(register: Path) -> dict[str, int]:
+    """The pids of the one cluster in a register, by name."""
+    [record] = register.glob("devcluster-*/*/record.json")
+    return {process["name"]: process["pid"] for process in json.loads(record.read_text())["processes"]}
+
+
+class Watched:
+    """Processes whose end is to be seen, held by handles that no reused pid can confuse."""
+
+    def __init__(self, pids: list[int]) -> None:
+        self._handles = [os.pidfd_open(pid) for pid in pids]
+
+    def all_end(self) -> bool:
+        """Whether all of them end within the time."""
+        waiting = list(self._handles)
+        while waiting:
+            ended, _, _ = select.select(waiting, [], [], WAIT_SECONDS)
+            if not ended:
+                return False
+            waiting = [handle for handle in waiting if handle not in ended]
+        return True
+
+    def close(self) -> None:
+        for handle in self._handles:
+            os.close(handle)
+
+
+@pytest.fixture
+def stray() -> Iterator[subprocess.Popen[bytes]]:
+    """A process that nobody looks after."""
+    with subprocess.Popen(["sleep", "600"]) as process:
+        yield process
+        process.kill()
+
+
+def leave_record(register: Path, *, pid: int, born: int) -> Path:
+    """What a cluster leaves whose supervisor was killed."""
+    folder = register / f"devcluster-{os.getuid()}" / "0badcafe"
+    data = folder / "data"
+    (data / "etcd").mkdir(parents=True)
+    folder.parent.chmod(0o700)
+    (data / "etcd" / "member").write_text("data")
+    (data / "etcd").chmod(0o500)
+    (folder / "lock").touch()
+    record = {
+        "id": "0badcafe",
+        "data_dir": str(data),
+        "processes": [{"name": "etcd", "pid": pid, "start_time": born}],
+    }
+    (folder / "record.json").write_text(json.dumps(record))
+    return folder
+
+
+@pytest.mark.cluster
+async def test_two_clusters_run_side_by_side(own_register: Path, tmp_path: Path) -> None:
+    one, other = Devcluster(agent=False), Devcluster(agent=False, data_dir=tmp_path / "other")
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(one.start())
+        tasks.create_task(other.start())
+    try:
+        assert one.network != other.network
+        Kubectl(one.kubeconfig)("create", "configmap", "here")
+        names = Kubectl(other.kubeconfig)("get", "configmaps", "--output=name").split()
+        assert "configmap/here" not in names
+    finally:
+        await one.stop()
+        await other.stop()
+    assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
+    # A data folder that was given keeps its logs, and nothing that could be used.
+    assert sorted(path.name for path in (tmp_path / "other").iterdir()) == [".devcluster.lock", "logs"]
+    assert (tmp_path / "other" / "logs" / "audit.log").stat().st_size > 0
+
+
+@pytest.mark.cluster
+def test_nothing_survives_the_owners_kill(own_register: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "devcluster", "run", "--no-agent"], stdout=subprocess.PIPE, text=True
+    ) as owner:
+        assert owner.stdout is not None
+        for line in owner.stdout:
+            if "export KUBECONFIG" in line:
+                break
+        pids = recorded(own_register)
+        assert set(pids) == {"supervisor", "etcd", "kube-apiserver", "kube-controller-manager"}
+        watched = Watched(list(pids.values()))
+        owner.kill()
+        assert watched.all_end()
+        watched.close()
+    assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
+
+
+@pytest.mark.cluster
+async def test_nothing_survives_the_supervisors_kill_and_the_next_start_clears(
+    own_register: Path, tmp_path: Path
+) -> None:
+    state = await detached.up(tmp_path / "state", agent=False)
+    watched = Watched(list(recorded(own_register).values()))
+    os.kill(state.supervisor_pid, signal.SIGKILL)
+    assert watched.all_end()
+    watched.close()
+    [left] = own_register.glob("devcluster-*/*/record.json")
+    assert detached.status(tmp_path / "state") is None
+
+    async with Devcluster(agent=False):
+        assert not left.exists()
+    assert not (tmp_path / "state" / "data" / "certificates").exists()
+
+
+@pytest.mark.cluster
+async def test_an_owner_learns_that_its_supervisor_was_killed(own_register: Path) -> None:
+    cluster = Devcluster(agent=False)
+    await cluster.start()
+    os.kill(recorded(own_register)["supervisor"], signal.SIGKILL)
+    with pytest.raises(ComponentDied, match="supervisor"):
+        await cluster.wait()
+    assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
+    with pytest.raises(ComponentDied):
+        await cluster.stop()
+
+
+@pytest.mark.cluster
+async def test_a_component_that_dies_is_told_with_the_end_of_its_log(own_register: Path) -> None:
+    cluster = Devcluster(agent=False)
+    await cluster.start()
+    pids = recorded(own_register)
+    watched = Watched(list(pids.values()))
+    os.kill(pids["kube-controller-manager"], signal.SIGKILL)
+    with pytest.raises(ComponentDied, match="kube-controller-manager was killed by SIGKILL") as death:
+        await cluster.wait()
+    assert "Caches are synced" in str(death.value)
+    assert watched.all_end()
+    watched.close()
+
+
+@pytest.mark.cluster
+async def test_a_cluster_that_is_cancelled_while_it_starts_leaves_nothing(own_register: Path) -> None:
+    under_way = asyncio.Event()
+    start = asyncio.create_task(Devcluster(agent=False, on_step=lambda _: under_way.set()).start())
+    await under_way.wait()
+    watched = Watched(list(recorded(own_register).values()))
+    start.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await start
+    assert watched.all_end()
+    watched.close()
+    assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
+
+
+async def test_a_start_that_fails_says_why(
+    own_register: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for program in ("etcd", "kube-apiserver", "kube-controller-manager"):
+        script = tmp_path / "assets" / program
+        script.parent.mkdir(exist_ok=True)
+        script.write_text("#!/bin/sh\necho no space left on device >&2; exit 3\n")
+        script.chmod(0o755)
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path / "assets"))
+    with pytest.raises(StartFailed, match=r"etcd ended with status 3(.|\n)*no space left on device"):
+        await Devcluster(agent=False).start()
+    assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
+
+
+@pytest.mark.cluster
+async def test_up_stays_and_down_ends_it(own_register: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "state"
+    command = [sys.executable, "-m", "devcluster"]
+    up = subprocess.run(
+        [*command, "up", "--no-agent", "--state-dir", folder], capture_output=True, text=True, check=True
+    )
+    assert f"export KUBECONFIG={folder}/kubeconfig" in up.stdout
+    running = detached.status(folder)
+    assert running is not None
+    assert "default" in Kubectl(folder / "kubeconfig")("get", "namespaces")
+    assert await detached.up(folder, agent=False) == running
+
+    with pytest.raises(StartFailed, match="is the data folder of a devcluster that is running"):
+        await Devcluster(agent=False, data_dir=folder / "data").start()
+
+    watched = Watched(list(recorded(own_register).values()))
+    subprocess.run([*command, "down", "--state-dir", folder], check=True)
+    assert watched.all_end()
+    watched.close()
+    assert detached.status(folder) is None
+    assert sorted(path.name for path in folder.iterdir()) == ["data"]
+
+
+def test_a_stray_process_of_a_dead_cluster_is_killed(
+    own_register: Path, stray: subprocess.Popen[bytes]
+) -> None:
+    born = start_time(stray.pid)
+    assert born is not None
+    folder = leave_record(own_register, pid=stray.pid, born=born)
+    folders.clear_leftovers()
+    assert stray.wait(WAIT_SECONDS) == -signal.SIGKILL
+    assert not folder.exists()
+
+
+def test_a_process_that_got_a_dead_ones_pid_is_left_alone(
+    own_register: Path, stray: subprocess.Popen[bytes]
+) -> None:
+    born = start_time(stray.pid)
+    assert born is not None
+    folder = leave_record(own_register, pid=stray.pid, born=born - 1)
+    folders.clear_leftovers()
+    assert stray.poll() is None
+    assert not folder.exists()
+
+
+def test_a_register_that_others_may_write_is_refused(own_register: Path) -> None:
+    folder = own_register / f"devcluster-{os.getuid()}"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with pytest.raises(DevclusterError, match="nobody else may enter"):
+        folders.clear_leftovers()
