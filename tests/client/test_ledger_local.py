@@ -1,8 +1,8 @@
-"""The promise: three instances and a Redis, killed again and again under four clients in twenty rooms, and every
-acknowledged message reaches every member once and in order.
+"""The promise: three instances and a Redis, killed again and again under four clients in twenty rooms, and
+every acknowledged message reaches every member once and in order.
 
-The seed is printed; `TABLEFORGE_LEDGER_SEED=… pytest tests/client/test_ledger_local.py` breaks things in the same
-order again.
+The seed is printed; `TABLEFORGE_LEDGER_SEED=… pytest tests/client/test_ledger_local.py` breaks things in the
+same order again.
 """
 
 import asyncio

@@ -55,23 +55,20 @@ class DataplaneProcess:
         return self._child is not None and self._child.returncode is None
 
     async def start(self, *, wait_until_ready: bool = True, timeout_seconds: float = 30) -> None:
-        """Start it and wait for 200 from `/ready`. Nothing where it already runs.
+        """Start it where it doesn't run, and wait for 200 from `/ready`.
 
         Raises DataplaneFailedError with its output.
         """
-        if self.running:
-            return
         chosen_before = self._ports is not None
         deadline = time.monotonic() + timeout_seconds
         while True:
-            ports = self._ports if self._ports is not None else (free_port(), free_port())
-            child = self._spawn(ports)
-            self._child, self._ports = child, ports
-            if not wait_until_ready or await self._becomes_ready(child, deadline):
+            if self._child is None or self._child.returncode is not None:
+                self._ports = self._ports or (free_port(), free_port())
+                self._child = self._spawn(self._ports)
+            if not wait_until_ready or await self._becomes_ready(self._child, deadline):
                 return
-            output = child.output()
-            await child.kill9()
-            self._child = None
+            output = self._child.output()
+            await self.kill9()
             if time.monotonic() >= deadline:
                 raise DataplaneFailedError(f"{self.instance} not ready in {timeout_seconds} s:\n{output}")
             if "address already in use" not in output.lower():

@@ -102,22 +102,21 @@ class RedisServer:
         return found
 
     async def start(self, *, timeout_seconds: float = 20) -> None:
-        """Start it and wait until it answers PING (its data loaded). Nothing where it already runs.
+        """Start it where it doesn't run, and wait until it answers PING (its data loaded).
 
         Raises RedisFailedError.
         """
-        if self.running:
-            return
         chosen_before = self._port is not None
         deadline = time.monotonic() + timeout_seconds
         while True:
-            port = self.port if chosen_before else free_port()
-            child = self._spawn(port)
-            if await self._answers(child, port, deadline):
-                self._child, self._port = child, port
+            if self._child is None or self._child.returncode is not None:
+                if not chosen_before:
+                    self._port = free_port()
+                self._child = self._spawn(self.port)
+            if await self._answers(self._child, self.port, deadline):
                 return
-            output = child.output()
-            await child.kill9()
+            output = self._child.output()
+            await self.kill9()
             if time.monotonic() >= deadline:
                 raise RedisFailedError(
                     f"{self._binary.name} did not answer in {timeout_seconds} s:\n{output}"
