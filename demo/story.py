@@ -131,7 +131,7 @@ class Scene:
         for someone in people:
             first, last = someone.heard[0].seq, someone.heard[-1].seq
             self._screen.say(
-                f"{someone.name:<5} heard #{first} to #{last}: {len(someone.heard)} messages in order, once each"
+                f"{someone.name:<5} heard #{first} to #{last}: {len(someone.heard)} messages, none twice"
             )
         await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=60s")
         await self.run("get", "pods")
