@@ -1,0 +1,167 @@
+"""The CRD: generated, bounded, documented, and in step with the settings of the data plane."""
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import yaml
+
+from tableforge_dataplane.contract import settings
+from tableforge_operator.api import crd
+from tableforge_operator.api.fields import Group, settings_in
+from tableforge_operator.api.quantities import Duration
+from tableforge_operator.api.schema import group_schema
+from tableforge_operator.api.spec import Spec
+from tests.operator.model.conftest import ROOT
+
+SCHEMA = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+SPEC = SCHEMA["properties"]["spec"]
+
+
+def everything(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    yield path, schema
+    for name, below in schema.get("properties", {}).items():
+        yield from everything(below, f"{path}.{name}")
+    for word in ("items", "additionalProperties"):
+        if isinstance(schema.get(word), dict):
+            yield from everything(schema[word], f"{path}[]")
+
+
+def at(path: str) -> dict[str, Any]:
+    found = SPEC
+    for name in path.split("."):
+        found = found["properties"][name]
+    return found
+
+
+# Setting of the data plane → field of the CR. That every field of the model with a setting is here is tested.
+FIELDS = {
+    "websocket.port": "websocket.port",
+    "websocket.max_connections": "websocket.maxConnections",
+    "websocket.ping_interval_seconds": "websocket.pingInterval",
+    "websocket.pong_timeout_seconds": "websocket.pongTimeout",
+    "websocket.max_payload_bytes": "websocket.maxPayloadBytes",
+    "redis.port": "redis.external.port",
+    "redis.database": "redis.external.database",
+    "scaling.heartbeat_interval_seconds": "scaling.heartbeatInterval",
+    "scaling.cleanup_interval_seconds": "scaling.cleanupInterval",
+    "scaling.inactive_threshold_seconds": "scaling.inactiveThreshold",
+    "scaling.message_queue_size": "scaling.messageQueueSize",
+    "scaling.failover_timeout_seconds": "clustering.failoverTimeout",
+    "scaling.drain_seconds": "rollout.drainTimeout",
+    "performance.batch_message_delay_seconds": "performance.batchMessageDelay",
+    "performance.max_batch_size": "performance.maxBatchSize",
+    "logging.level": "monitoring.logLevel",
+    "logging.format": "monitoring.logFormat",
+    "security.max_messages_per_second": "security.maxMessagesPerSecond",
+    "security.max_messages_per_minute": "security.maxMessagesPerMinute",
+    "security.max_bytes_per_second": "security.maxBytesPerSecond",
+    "security.max_rooms_per_connection": "security.maxRoomsPerConnection",
+}
+# The data plane alone lets everybody in unless told otherwise; on Kubernetes it is the other way round.
+OTHERWISE = {"auth.required"}
+# Where Kubernetes asks for more than the data plane does: ports below 1024 need a privilege.
+RAISED_MINIMUM = {"websocket.port": 1024}
+
+
+def test_the_committed_file_is_what_the_model_says():
+    assert crd.FILE.read_text(encoding="utf-8") == crd.rendered()
+    assert yaml.safe_load(crd.rendered()) == crd.crd()
+
+
+def test_check_fails_where_the_file_differs(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(crd, "FILE", tmp_path / "crd.yaml")
+    monkeypatch.setattr(sys, "argv", ["crd", "--check"])
+    assert crd.main() == 1
+    assert "run `make crd`" in capsys.readouterr().err
+    monkeypatch.setattr(sys, "argv", ["crd"])
+    assert crd.main() == 0
+    monkeypatch.setattr(sys, "argv", ["crd", "--check"])
+    assert crd.main() == 0
+
+
+def test_check_is_a_command():
+    done = subprocess.run(
+        [sys.executable, "-m", "tableforge_operator.api.crd", "--check"],
+        cwd=ROOT,
+        capture_output=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_every_field_that_stands_for_a_setting_is_listed():
+    spec = Spec()
+    found = {name for name, _ in settings_in(spec)}
+    assert found - OTHERWISE == {name for name in FIELDS if not name.startswith("redis.")}
+
+
+@pytest.mark.parametrize("setting", sorted(FIELDS))
+def test_defaults_and_bounds_are_the_contracts(setting):
+    spec, default = settings.specs()[setting]
+    schema = at(FIELDS[setting])
+    if spec.unit is settings.Unit.MILLISECONDS:
+        assert Duration.parse(schema["default"]).seconds == default
+        (rule,) = schema["x-kubernetes-validations"]
+        assert f"duration('{Duration(int(spec.minimum))}')" in rule["rule"]
+        assert f"duration('{Duration(int(spec.maximum))}')" in rule["rule"]
+    else:
+        assert schema["default"] == default
+        if isinstance(default, int):
+            assert schema["minimum"] == RAISED_MINIMUM.get(setting, spec.minimum)
+            assert schema["maximum"] == spec.maximum
+        else:
+            assert default in schema["enum"]
+
+
+def test_authentication_is_on_unless_said_otherwise():
+    assert at("auth.required")["default"] is True
+
+
+def test_only_the_groups_that_act_are_there():
+    assert list(SPEC["properties"]) == [
+        "replicas", "image", "websocket", "redis", "scaling", "auth", "performance", "monitoring", "security",
+        "clustering", "rollout", "pod", "service",
+    ]  # fmt: skip
+
+
+def test_everything_is_documented():
+    silent = [
+        path
+        for path, schema in everything(SCHEMA, "")
+        if path.startswith((".spec", ".status")) and not path.endswith("[]") and not schema.get("description")
+    ]
+    assert silent == []
+
+
+def test_everything_is_bounded():
+    for path, schema in everything(SCHEMA, ""):
+        if path in (".apiVersion", ".kind"):
+            continue
+        kind = schema.get("type")
+        if kind == "string":
+            assert "maxLength" in schema or "enum" in schema, path
+        elif kind == "array":
+            assert "maxItems" in schema, path
+        elif kind == "integer":
+            assert {"minimum", "maximum"} <= set(schema), path
+        elif "additionalProperties" in schema:
+            assert "maxProperties" in schema, path
+        elif "x-kubernetes-int-or-string" in schema:
+            assert "maxLength" in schema, path
+
+
+def test_nothing_accepts_unknown_fields_unseen():
+    assert not [
+        path for path, schema in everything(SCHEMA, "") if "x-kubernetes-preserve-unknown-fields" in schema
+    ]
+
+
+def test_a_type_without_a_schema_is_an_error():
+    class Odd(Group, frozen=True):
+        ratio: float = 0.5
+
+    with pytest.raises(TypeError, match="no schema"):
+        group_schema(Odd)

@@ -1,0 +1,296 @@
+"""What the real API server makes of the CRD: defaults, refusals with their messages, kubectl's views."""
+
+import json
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.cluster
+
+
+def cr(spec: dict[str, Any] | None = None, name: str = "tables") -> dict[str, Any]:
+    return {
+        "apiVersion": "tableforge.io/v1alpha1",
+        "kind": "WebSocketCluster",
+        "metadata": {"name": name},
+        "spec": {"auth": {"required": False}, **(spec or {})},
+    }
+
+
+EXTERNAL = {"redis": {"external": {"host": "redis.example.com"}}}
+
+
+def managed(**fields: Any) -> dict[str, Any]:
+    return {"redis": {"managed": fields}}
+
+
+def test_the_smallest_cluster_is_filled_with_defaults(kubectl):
+    (found,) = kubectl.objects("apply", "-f", "-", stdin=cr())
+    assert found["spec"] == {
+        "replicas": 3,
+        "websocket": {
+            "port": 3001,
+            "maxConnections": 1000,
+            "pingInterval": "30s",
+            "pongTimeout": "5s",
+            "maxPayloadBytes": 102400,
+        },
+        "redis": {},
+        "scaling": {
+            "heartbeatInterval": "30s",
+            "cleanupInterval": "1m",
+            "inactiveThreshold": "2m",
+            "messageQueueSize": 1000,
+        },
+        "auth": {"required": False},
+        "performance": {"batchMessageDelay": "10ms", "maxBatchSize": 100},
+        "monitoring": {"logLevel": "info", "logFormat": "json"},
+        "security": {
+            "maxMessagesPerSecond": 100,
+            "maxMessagesPerMinute": 1000,
+            "maxBytesPerSecond": 1048576,
+            "maxRoomsPerConnection": 100,
+        },
+        "clustering": {"failoverTimeout": "30s"},
+        "rollout": {"drainTimeout": "20s", "progressDeadline": "10m"},
+        "pod": {
+            "resources": {
+                "requests": {"cpu": "100m", "memory": "256Mi"},
+                "limits": {"cpu": "500m", "memory": "512Mi"},
+            }
+        },
+        "service": {"type": "ClusterIP"},
+    }
+    # kstatus and `kubectl wait` must not take a cluster that nobody has looked at for done.
+    assert found["status"] == {"observedGeneration": -1}
+
+
+REFUSED = [
+    pytest.param(cr(name="a" * 41), "at most 40 lower-case letters", id="name too long"),
+    pytest.param(cr(name="1tables"), "start with a letter", id="name starts with a digit"),
+    pytest.param(cr(name="ta.bles"), "choose another name", id="name with a dot"),
+    pytest.param(
+        cr({"auth": {}}), "to let everybody in, set auth.required to false", id="auth without a key"
+    ),
+    pytest.param(
+        cr({"auth": {"required": True}}),
+        "spec.auth.jwtSecretRef: Required value",
+        id="auth points to the field",
+    ),
+    pytest.param(
+        cr({"redis": {"managed": {}, "external": {"host": "r"}}}),
+        "remove one of them",
+        id="two kinds of Redis",
+    ),
+    pytest.param(
+        cr({"redis": {"external": {}}}), "spec.redis.external.host: Required", id="external without host"
+    ),
+    pytest.param(cr({"redis": {"keyPrefix": "a b"}}), "letters, digits or any of", id="key prefix"),
+    pytest.param(cr({"redis": {"durability": "Replica"}}), '"Disk", "Memory"', id="durability"),
+    pytest.param(cr(managed(maxMemory="256Mi")), "whole number of mb or gb", id="memory in another unit"),
+    pytest.param(cr(managed(maxMemory="8mb")), "at least 16mb", id="too little memory"),
+    pytest.param(
+        cr(managed(storage={"size": "10"})), "whole number of Mi, Gi or Ti", id="storage without unit"
+    ),
+    pytest.param(
+        cr(managed(maxMemory="1gb", storage={"size": "2Gi"})),
+        "at least three times maxMemory",
+        id="small storage",
+    ),
+    pytest.param(cr(managed(maxMemory="1gb")), "raise storage.size or lower maxMemory", id="default storage"),
+    pytest.param(cr({"websocket": {"port": 80}}), "greater than or equal to 1024", id="privileged port"),
+    pytest.param(cr({"websocket": {"port": 3002}}), "choose another", id="the internal port"),
+    pytest.param(
+        cr({"websocket": {"pingInterval": "100ms"}}),
+        "must be a duration from 1s to 1h",
+        id="duration too short",
+    ),
+    pytest.param(
+        cr({"websocket": {"pingInterval": "soon"}}), "written like 500ms, 30s, 2m or 1h30m", id="no duration"
+    ),
+    pytest.param(
+        cr({"websocket": {"maxPayloadBytes": 2**21}}), "less than or equal to 1048576", id="payload"
+    ),
+    pytest.param(cr({"replicas": 1001}), "less than or equal to 1000", id="replicas"),
+    pytest.param(
+        cr({"security": {"maxMessagesPerMinute": 99}}),
+        "raise the one or lower the other",
+        id="rates contradict",
+    ),
+    pytest.param(cr({"monitoring": {"logLevel": "loud"}}), "supported values", id="log level"),
+    pytest.param(
+        cr({"pod": {"resources": {"requests": {"cpu": 2}, "limits": {"cpu": "1500m"}}}}),
+        "lower the request or raise the limit",
+        id="request above limit",
+    ),
+    pytest.param(
+        cr({"pod": {"resources": {"limits": {"memory": "lots"}}}}), "must be a quantity", id="quantity"
+    ),
+    pytest.param(
+        cr({"pod": {"labels": {"tableforge.io/track": "b"}}}), "are the operator's", id="reserved label"
+    ),
+    pytest.param(
+        cr({"service": {"annotations": {"app.kubernetes.io/name": "x"}}}),
+        "remove them",
+        id="reserved annotation",
+    ),
+]
+
+
+@pytest.mark.parametrize(("obj", "said"), REFUSED)
+def test_a_wrong_value_is_refused_with_what_to_change(shared_kubectl, obj, said):
+    answer = shared_kubectl("create", "--dry-run=server", "-f", "-", stdin=obj)
+    assert answer.code != 0
+    assert said in answer.err
+
+
+CHANGES = [
+    pytest.param(
+        {}, EXTERNAL, "create a second WebSocketCluster and move the clients", id="to an external Redis"
+    ),
+    pytest.param(
+        EXTERNAL, {}, "create a second WebSocketCluster and move the clients", id="to a managed Redis"
+    ),
+    pytest.param({}, {"redis": {"keyPrefix": "x"}}, "redis.keyPrefix cannot change", id="key prefix set"),
+    pytest.param(
+        {"redis": {"keyPrefix": "x"}},
+        {"redis": {"keyPrefix": "y"}},
+        "redis.keyPrefix cannot change",
+        id="key prefix",
+    ),
+    pytest.param(
+        {},
+        managed(storage={"size": "2Gi"}),
+        "edit the PersistentVolumeClaim",
+        id="storage against its default",
+    ),
+    pytest.param(
+        managed(storage={"size": "2Gi"}),
+        managed(storage={"size": "3Gi"}),
+        "redis.managed.storage",
+        id="storage",
+    ),
+    pytest.param(
+        {}, managed(storage={"storageClassName": "fast"}), "redis.managed.storage", id="storage class"
+    ),
+]
+
+
+@pytest.mark.parametrize(("before", "after", "said"), CHANGES)
+def test_a_change_that_would_lose_data_is_refused(kubectl, before, after, said):
+    kubectl.ok("create", "-f", "-", stdin=cr(before))
+    answer = kubectl("replace", "-f", "-", stdin=cr(after))
+    assert answer.code != 0
+    assert said in answer.err
+
+
+def test_changes_that_lose_nothing_are_taken(kubectl):
+    kubectl.ok("create", "-f", "-", stdin=cr())
+    kubectl.ok("replace", "-f", "-", stdin=cr(managed(maxMemory="300mb")))
+    kubectl.ok("replace", "-f", "-", stdin=cr({"redis": {"durability": "Memory"}, "replicas": 0}))
+
+
+def test_a_generous_spec_is_taken(shared_kubectl):
+    spec = {
+        "image": "registry.example:5000/team/dataplane@sha256:" + "0" * 64,
+        "redis": {
+            "external": {
+                "host": "redis-1.example.com",
+                "database": 3,
+                "passwordSecretRef": {"name": "login"},
+            },
+            "keyPrefix": "team/tables",
+            "durability": "Disk",
+        },
+        "auth": {"jwtSecretRef": {"name": "jwt", "key": "token.key"}},
+        "websocket": {"pingInterval": "1m30s", "pongTimeout": "500ms"},
+        "pod": {
+            "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1.5Gi"}},
+            "nodeSelector": {"pool": "sockets"},
+            "tolerations": [{"key": "sockets", "operator": "Exists", "effect": "NoSchedule"}],
+            "labels": {"team": "tables"},
+            "annotations": {"example.com/note": "x" * 1000},
+        },
+        "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
+    }
+    shared_kubectl.ok("create", "--dry-run=server", "-f", "-", stdin={**cr(), "spec": spec})
+
+
+def test_an_unknown_field_is_named(shared_kubectl):
+    answer = shared_kubectl("create", "--dry-run=server", "-f", "-", stdin=cr({"websocket": {"prot": 3001}}))
+    assert answer.code != 0
+    assert 'unknown field "spec.websocket.prot"' in answer.err
+
+
+def test_kubectl_explains_it_like_documentation(shared_kubectl):
+    said = shared_kubectl.ok("explain", "wsc.spec.redis")
+    assert "a Redis that the operator runs" in said
+    assert "enum: Disk, Memory" in said
+    assert "Default: 30s." in shared_kubectl.ok("explain", "wsc.spec.websocket.pingInterval")
+
+
+def test_the_columns_show_what_the_status_says(kubectl):
+    kubectl.ok("create", "-f", "-", stdin=cr())
+    status = {
+        "conditions": [
+            {
+                "type": "Ready",
+                "status": "True",
+                "reason": "Ready",
+                "message": "All 3 instances are ready.",
+                "lastTransitionTime": "2026-01-01T00:00:00Z",
+            }
+        ],
+        "instances": 3,
+        "connections": 0,
+        "rooms": 12,
+        "url": "ws://tables.games.svc:3001/ws",
+    }
+    kubectl.ok(
+        "patch", "wsc/tables", "--subresource=status", "--type=merge", "-p", json.dumps({"status": status})
+    )
+    head, row = kubectl.ok("get", "wsc").splitlines()
+    assert head.split() == ["NAME", "READY", "INSTANCES", "CONNECTIONS", "ROOMS", "AGE"]
+    assert row.split()[:5] == ["tables", "True", "3", "0", "12"]
+    assert "All 3 instances are ready." in kubectl.ok("get", "wsc", "-o", "wide")
+    assert "tables" in kubectl.ok("get", "tableforge")
+
+
+def test_a_cluster_counts_as_ready_only_once_its_generation_was_observed(kubectl):
+    kubectl.ok("create", "-f", "-", stdin=cr())
+    ready = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Ready",
+        "message": "All 3 instances are ready.",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+
+    def say(status: dict[str, Any]) -> None:
+        kubectl.ok(
+            "patch",
+            "wsc/tables",
+            "--subresource=status",
+            "--type=merge",
+            "-p",
+            json.dumps({"status": status}),
+        )
+
+    say({"conditions": [ready]})
+    assert kubectl("wait", "wsc/tables", "--for=condition=Ready", "--timeout=1s").code != 0
+    say({"observedGeneration": 1})
+    kubectl.ok("wait", "wsc/tables", "--for=condition=Ready", "--timeout=10s")
+
+
+def test_kubectl_scales_it(kubectl):
+    kubectl.ok("create", "-f", "-", stdin=cr())
+    kubectl.ok("scale", "wsc/tables", "--replicas=5")
+    (found,) = kubectl.objects("get", "wsc/tables")
+    assert found["spec"]["replicas"] == 5
+    assert "less than or equal to 1000" in kubectl("scale", "wsc/tables", "--replicas=5000").err
+
+
+def test_a_status_has_its_own_door(kubectl):
+    kubectl.ok("create", "-f", "-", stdin={**cr(), "status": {"observedGeneration": 99, "rooms": 5}})
+    (found,) = kubectl.objects("get", "wsc/tables")
+    assert found["status"] == {"observedGeneration": -1}

@@ -1,0 +1,158 @@
+"""The manifests: installed by one command, least privilege, samples that are taken, versions in step."""
+
+import re
+import time
+from importlib.metadata import version
+from typing import Any
+
+import pytest
+import yaml
+
+from devcluster import Devcluster
+from tableforge_operator import api
+from tableforge_operator.decide.resources import OWNED_KINDS
+from tests.operator.model.conftest import ROOT, Kubectl
+
+BASE = ROOT / "manifests" / "base"
+SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
+OPERATOR = "system:serviceaccount:tableforge-system:tableforge-operator"
+
+
+def load(name: str) -> list[dict[str, Any]]:
+    return list(yaml.safe_load_all((BASE / name).read_text()))
+
+
+def allowed(rules: list[dict[str, Any]]) -> set[tuple[str, str, str]]:
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+def test_the_operator_may_do_this_and_nothing_else_everywhere():
+    (role,) = load("cluster-role.yaml")
+    owned = {
+        (kind.group, kind.plural, verb)
+        for kind in OWNED_KINDS
+        for verb in ("create", "get", "list", "patch", "watch")
+    }
+    assert allowed(role["rules"]) == owned | {
+        ("", "events", "create"),
+        ("", "pods", "list"),
+        ("", "pods", "watch"),
+        ("", "secrets", "create"),
+        ("apiextensions.k8s.io", "customresourcedefinitions", "list"),
+        ("apiextensions.k8s.io", "customresourcedefinitions", "watch"),
+        ("tableforge.io", "websocketclusters", "get"),
+        ("tableforge.io", "websocketclusters", "list"),
+        ("tableforge.io", "websocketclusters", "watch"),
+        ("tableforge.io", "websocketclusters/status", "patch"),
+    }
+
+
+def test_rules_are_in_alphabetical_order():
+    for name in ("cluster-role.yaml", "role.yaml"):
+        (role,) = load(name)
+        rules = [(rule["apiGroups"], rule["resources"], rule["verbs"]) for rule in role["rules"]]
+        assert [rule[:2] for rule in rules] == sorted(rule[:2] for rule in rules)
+        for groups, resources, verbs in rules:
+            assert (groups, resources, verbs) == (sorted(groups), sorted(resources), sorted(verbs))
+
+
+def test_no_rule_has_a_wildcard():
+    text = "".join(path.read_text() for path in BASE.glob("*role*.yaml"))
+    assert "*" not in re.sub(r"#.*", "", text)
+
+
+def test_the_operators_image_is_of_this_version():
+    (deployment,) = load("deployment.yaml")
+    (container,) = deployment["spec"]["template"]["spec"]["containers"]
+    assert container["image"] == f"tableforge/operator:{version('tableforge')}"
+
+
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_samples_are_clusters(sample):
+    for obj in yaml.safe_load_all(sample.read_text()):
+        cluster = api.load({**obj, "metadata": {**obj["metadata"], "namespace": "default", "uid": "u"}})
+        assert cluster.name == sample.stem
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_samples_are_taken_by_the_api_server(kubectl, sample):
+    kubectl.ok("apply", "--validate=strict", "-f", str(sample))
+    assert "unchanged" in kubectl.ok("apply", "-f", str(sample))
+
+
+@pytest.fixture
+def installed(crd_installed: Devcluster) -> Kubectl:
+    """What `kubectl apply -k manifests/` makes of a cluster; it stays for the session."""
+    kubectl = Kubectl(crd_installed.kubeconfig, "tableforge-system")
+    kubectl.ok("apply", "-k", "manifests/", namespaced=False)
+    return kubectl
+
+
+@pytest.mark.cluster
+def test_one_command_installs_everything_and_again_changes_nothing(installed):
+    again = installed.ok("apply", "-k", "manifests/", namespaced=False).splitlines()
+    assert [line for line in again if not line.endswith("unchanged")] == []
+    assert len(again) == 10
+    installed.ok("get", "deployment/tableforge-operator", "serviceaccount/tableforge-operator")
+
+
+@pytest.mark.cluster
+def test_the_operators_pod_is_restricted_and_may_be_created(installed):
+    (deployment,) = installed.objects("get", "deployment/tableforge-operator")
+    pod = {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {"name": "tried", "labels": deployment["spec"]["template"]["metadata"]["labels"]},
+        "spec": deployment["spec"]["template"]["spec"],
+    }
+    (namespace,) = installed.objects("get", "namespace/tableforge-system")
+    assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+    installed.ok("create", "--dry-run=server", "-f", "-", stdin=pod)
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize(
+    ("question", "answer"),
+    [
+        (("create", "secrets", "-n", "default"), "yes"),
+        (("get", "secrets", "-n", "default"), "no"),
+        (("list", "secrets", "-A"), "no"),
+        (("get", "secrets/tableforge-operator-master-key", "-n", "tableforge-system"), "yes"),
+        (("get", "secrets/other", "-n", "tableforge-system"), "no"),
+        (("patch", "deployments.apps", "-n", "default"), "yes"),
+        (("delete", "deployments.apps", "-n", "default"), "no"),
+        (("patch", "websocketclusters.tableforge.io", "-n", "default"), "no"),
+        (("patch", "websocketclusters.tableforge.io", "--subresource=status", "-n", "default"), "yes"),
+        (("create", "pods", "-n", "default"), "no"),
+        (("get", "pods", "--subresource=exec", "-n", "default"), "no"),
+        (("update", "leases.coordination.k8s.io/tableforge-operator", "-n", "tableforge-system"), "yes"),
+        (("update", "leases.coordination.k8s.io/other", "-n", "tableforge-system"), "no"),
+        (("create", "leases.coordination.k8s.io", "-n", "default"), "no"),
+        (("create", "clusterrolebindings.rbac.authorization.k8s.io"), "no"),
+    ],
+)
+def test_what_the_operator_may_do(installed, question, answer):
+    said = installed("auth", "can-i", *question, f"--as={OPERATOR}", namespaced=False)
+    assert said.out.strip() == answer
+
+
+@pytest.mark.cluster
+def test_whoever_edits_a_namespace_edits_its_clusters(installed):
+    installed.ok("create", "rolebinding", "eve", "--clusterrole=edit", "--user=eve")
+    try:
+        for verb in ("create", "delete", "get"):
+            question = ("auth", "can-i", verb, "websocketclusters.tableforge.io", "--as=eve")
+            # The controller manager adds our rules to `edit`, shortly after they appear.
+            deadline = time.monotonic() + 30
+            while installed(*question).out.strip() != "yes":
+                assert time.monotonic() < deadline, f"eve may not {verb}"
+        assert installed("auth", "can-i", "get", "secrets", "--as=mallory").out.strip() == "no"
+    finally:
+        installed.ok("delete", "rolebinding", "eve")
