@@ -112,6 +112,7 @@ def state_of(error: BaseException, settings: RedisSettings) -> RedisState:
         reason = "ReadOnly"
         message = f"{where} is a read-only replica: name the primary in REDIS_HOST."
     else:
-        what = str(error) or type(error).__name__
+        # a failed pipeline repeats its commands, with all their arguments
+        what = str(error)[:200] or type(error).__name__
         message = f"{where} does not answer as it should ({what}): see that it runs and REDIS_HOST names it."
     return RedisState(connected=False, reason=reason, message=message, durability=settings.durability)
