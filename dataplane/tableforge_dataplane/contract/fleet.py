@@ -38,8 +38,8 @@ class InstanceRecord(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     draining: bool
     alive: bool
     """Whether it counted as alive at `Fleet.as_of`: its lease had not run out; or it lived before, and nobody
-    can say yet (Redis came back less than a failover timeout ago) or ought to (over half the fleet is missing).
-    Never stored: filled in by who reads it."""
+    can say yet (Redis came back less than a failover timeout ago) or ought to (over half the fleet is
+    missing). Never stored: filled in by who reads it."""
     memory_bytes: int = 0
     messages_received: int = 0
     """Publishes accepted from clients since the start."""
