@@ -20,7 +20,8 @@ It needs Linux 5.12 or newer and either root or unprivileged user namespaces. Wh
   - an unprivileged container: give it --privileged, or run outside of it;
   - Ubuntu 24.04 or newer: sysctl kernel.apparmor_restrict_unprivileged_userns=0, or run as root;
   - a hardened kernel: sysctl user.max_user_namespaces, or kernel.unprivileged_userns_clone=1.
-Where that cannot be changed, use a real cluster such as kind (https://kind.sigs.k8s.io) and point KUBECONFIG at it."""
+Where that cannot be changed, use a real cluster such as kind (https://kind.sigs.k8s.io) and point KUBECONFIG
+at it."""
 
 
 async def serve(given: settings.AgentSettings) -> int:

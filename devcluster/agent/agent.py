@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import shutil
-import time
-from typing import Literal
+from typing import Any, Literal
 
 from devcluster.agent import journal, probes
 from devcluster.agent.addresses import PodAddresses
@@ -16,13 +15,15 @@ from devcluster.agent.hosts import service_lines
 from devcluster.agent.images import Found, ImageTable, ImageTableError
 from devcluster.agent.node import Node
 from devcluster.agent.pod import PodRunner
-from devcluster.agent.proxy import ServiceProxy
+from devcluster.agent.proxy import ServiceProxy, may_listen_on
 from devcluster.agent.scheduler import Scheduler
 from devcluster.agent.server import KubeletServer
 from devcluster.agent.settings import AgentSettings
 from devcluster.agent.watch import Reflector
 
 HOSTS_SETTLE_SECONDS = 0.02
+API_PORT = 443
+"""Of the Service `kubernetes`, which an ordinary user may not listen on."""
 
 
 class Images:
@@ -79,6 +80,7 @@ class Agent:
         node = Node(self._api, settings, port)
         proxy = ServiceProxy(
             self._api,
+            self._events,
             self._services,
             self._pods,
             node_ip=settings.node_ip,
@@ -95,18 +97,18 @@ class Agent:
                 find_image=self._images.find,
                 services=lambda: list(self._services.items()),
                 host_lines=self._lines_for,
+                api_server=None if may_listen_on(API_PORT) else self._api.address,
                 probe_http=probe_http,
             )
             tasks = [asyncio.create_task(self._events.run())]
             try:
                 await node.register()
                 self._listen(proxy)
-                for reflector in reflectors[:-1]:
-                    tasks.append(asyncio.create_task(reflector.run()))
+                tasks += [asyncio.create_task(reflector.run()) for reflector in reflectors[:-1]]
                 # Pods come last: their first start should already see everything else.
                 await asyncio.gather(*[one.synced.wait() for one in reflectors[:-1]])
-                for loop in (node.run, self._pods.run, self._scheduler.run, proxy.run, self._keep_hosts):
-                    tasks.append(asyncio.create_task(loop()))
+                loops = (node.run, self._pods.run, self._scheduler.run, proxy.run, self._keep_hosts)
+                tasks += [asyncio.create_task(loop()) for loop in loops]
                 await self._pods.synced.wait()
                 journal.info("node_ready", node=settings.node_name, address=settings.node_ip, port=port)
                 await self._until(stop, tasks)
@@ -120,12 +122,13 @@ class Agent:
     async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
         """Wait to be stopped; a part of the agent that ends by itself is an error and ends all of it."""
         stopped = asyncio.create_task(stop.wait())
-        await asyncio.wait([stopped, self._failed, *tasks], return_when=asyncio.FIRST_COMPLETED)
+        ends: list[asyncio.Future[Any]] = [stopped, self._failed, *tasks]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if not stopped.done():
             stopped.cancel()
-            for task in [self._failed, *tasks]:
-                if task.done():
-                    task.result()
+            for end in ends[1:]:
+                if end.done():
+                    end.result()
             raise RuntimeError("a part of the agent ended by itself")
 
     # --- who is told what -------------------------------------------------------------------------------
@@ -213,9 +216,9 @@ class Agent:
         runners = list(self._runners.values())
         for runner in runners:
             runner.terminate_now()
-        deadline = time.monotonic() + self._settings.shutdown_grace_seconds
-        while any(runner.processes_left for runner in runners) and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._settings.shutdown_grace_seconds):
+                await asyncio.gather(*[runner.processes_ended() for runner in runners])
         running = list(self._running.values())
         for runner in runners:
             runner.kill_now()

@@ -61,7 +61,7 @@ class Api:
 
     @classmethod
     def from_kubeconfig(cls, file: Path) -> Self:
-        """Read the current context of a kubeconfig. Raises OSError, KeyError or ValueError where it is unusable."""
+        """Read the current context of a kubeconfig. Raises OSError, KeyError or ValueError."""
         config = yaml.safe_load(file.read_text(encoding="utf-8"))
 
         def named(section: str, kind: str, name: str) -> Object:

@@ -1,23 +1,23 @@
 """Times as the Kubernetes API writes them."""
 
-import datetime
+import datetime as dt
 
 
-def now() -> datetime.datetime:
+def now() -> dt.datetime:
     """The time, in UTC."""
-    return datetime.datetime.now(datetime.UTC)
+    return dt.datetime.now(dt.UTC)
 
 
-def stamp(moment: datetime.datetime) -> str:
+def stamp(moment: dt.datetime) -> str:
     """A `metav1.Time`: whole seconds."""
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-def micro_stamp(moment: datetime.datetime) -> str:
+def micro_stamp(moment: dt.datetime) -> str:
     """A `metav1.MicroTime`."""
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return moment.astimezone(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
-def parse(text: str) -> datetime.datetime:
+def parse(text: str) -> dt.datetime:
     """Read either."""
-    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return dt.datetime.fromisoformat(text)

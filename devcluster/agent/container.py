@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
-import datetime
+import datetime as dt
 import os
 import signal
 import sys
@@ -103,8 +103,11 @@ class Container:
             self._resume(previous)
         self.logs: deque[ContainerLog] = deque()
         """Of the runs so far, the newest last."""
-        self.log_ready = asyncio.Event()
-        """Set once there is a first log."""
+        self.idle = asyncio.Event()
+        """Set while no process of it runs."""
+        self.idle.set()
+        self.started_or_ended = asyncio.Event()
+        """Set once it has started, or will never run again."""
         self._runs = self.view.restart_count + (1 if self.view.last else 0)
         self._backoff_seconds = 0.0
         self._stopping = False
@@ -146,17 +149,17 @@ class Container:
         if tell:
             self._side.changed()
 
-    @property
-    def running(self) -> bool:
-        """Whether its process runs."""
-        return self._process is not None
-
     # --- the life ---------------------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Run it, again and again where its restart policy says so; ends when it will not run any more."""
-        if isinstance(self.view.state, Terminated):
-            return
+        try:
+            if not isinstance(self.view.state, Terminated):
+                await self._run_until_done()
+        finally:
+            self.started_or_ended.set()
+
+    async def _run_until_done(self) -> None:
         while not self._stopping:
             ended = await self._run_once()
             if ended is None:
@@ -188,6 +191,7 @@ class Container:
             )
             return ended
         self._process, self._prepared = process, prepared
+        self.idle.clear()
         self._event("Normal", "Created", f"Container created: {self.view.name}")
         self._event("Normal", "Started", f"Container started: {self.view.name}")
         self._set(
@@ -226,6 +230,7 @@ class Container:
                 self._kill_timer.cancel()
                 self._kill_timer = None
             self._process = None
+            self.idle.set()
             await probes.stop(life, *self._probe_tasks, *pumps)
             self._probe_tasks = []
             if self._ending_task is not None and self._ending_task is not asyncio.current_task():
@@ -237,7 +242,7 @@ class Container:
     def _ended(
         self,
         code: int,
-        started_at: datetime.datetime,
+        started_at: dt.datetime,
         container_id: str,
         prepared: _Prepared,
         log: ContainerLog,
@@ -342,7 +347,10 @@ class Container:
             "POD_NAMESPACE": metadata["namespace"],
         }
         services = service_variables(
-            self._context.services(), metadata["namespace"], links=spec.get("enableServiceLinks", True)
+            self._context.services(),
+            metadata["namespace"],
+            links=spec.get("enableServiceLinks", True),
+            api_server=self._context.api_server,
         )
         wanted = await container_variables(
             pod,
@@ -395,7 +403,6 @@ class Container:
         self.logs.append(log)
         while len(self.logs) > KEPT_LOGS:
             self.logs.popleft().remove()
-        self.log_ready.set()
         return log
 
     # --- while it runs ----------------------------------------------------------------------------------
@@ -415,6 +422,7 @@ class Container:
 
     def _has_started(self) -> None:
         self._set(started=True, ready=not self._spec.get("readinessProbe"))
+        self.started_or_ended.set()
         if self._spec.get("livenessProbe"):
             self._start_probe("Liveness", self._liveness_verdict)
         if self._spec.get("readinessProbe"):

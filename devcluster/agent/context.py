@@ -27,4 +27,6 @@ class NodeContext:
     """All Services of the cluster, as last seen."""
     host_lines: Callable[[str], list[str]]
     """The Services' lines of `/etc/hosts`, as a namespace sees them."""
+    api_server: tuple[str, int] | None
+    """Where pods find the API server; None: at the address of its Service."""
     probe_http: aiohttp.ClientSession

@@ -1,6 +1,6 @@
 """Which pods stand behind a Service.
 
-Read from the pods themselves: EndpointSlices refuse loopback addresses, so their controller does not run here.
+Read from the pods themselves: EndpointSlices refuse loopback addresses, so their controller does not run.
 """
 
 import dataclasses
@@ -37,7 +37,8 @@ def pods_behind(service: Object, pods: Iterable[Object]) -> list[Object]:
     spec = service["spec"]
     namespace = service["metadata"]["namespace"]
     anyone = spec.get("publishNotReadyAddresses", False)
-    serving, leaving = [], []
+    serving: list[Object] = []
+    leaving: list[Object] = []
     for pod in pods:
         status = pod.get("status") or {}
         if pod["metadata"]["namespace"] != namespace or not selects(spec.get("selector") or {}, pod):

@@ -29,8 +29,13 @@ def expand(text: str, variables: Mapping[str, str]) -> str:
     return _REFERENCE.sub(replacement, text)
 
 
-def service_variables(services: Iterable[Object], namespace: str, *, links: bool) -> dict[str, str]:
-    """The variables that tell of Services: the API server's always, the namespace's own where linked."""
+def service_variables(
+    services: Iterable[Object], namespace: str, *, links: bool, api_server: tuple[str, int] | None = None
+) -> dict[str, str]:
+    """The variables that tell of Services: the API server's always, the namespace's own where linked.
+
+    `api_server` is told instead of its Service's address where the latter cannot be served.
+    """
     result: dict[str, str] = {}
     for service in services:
         metadata, spec = service["metadata"], service["spec"]
@@ -43,6 +48,9 @@ def service_variables(services: Iterable[Object], namespace: str, *, links: bool
         result[f"{prefix}_SERVICE_HOST"] = address
         for index, port in enumerate(ports):
             number, protocol = port["port"], port.get("protocol", "TCP")
+            if is_api and api_server is not None:
+                address, number = api_server
+                result[f"{prefix}_SERVICE_HOST"] = address
             if index == 0:
                 result[f"{prefix}_SERVICE_PORT"] = str(number)
                 result[f"{prefix}_PORT"] = f"{protocol.lower()}://{address}:{number}"
@@ -65,7 +73,7 @@ async def container_variables(
     pod_ip: str,
     host_ip: str,
 ) -> dict[str, str]:
-    """The variables that the pod's spec asks for. Raises ConfigError where a required reference is missing."""
+    """The variables that the pod's spec asks for. Raises ConfigError for a missing required reference."""
     namespace = pod["metadata"]["namespace"]
     result = dict(services)
     for source in container.get("envFrom") or []:

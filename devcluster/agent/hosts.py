@@ -1,8 +1,8 @@
 """The names of the cluster, as an `/etc/hosts`: there is no DNS server in a devcluster.
 
-A Service has the names that DNS would give it (`name.ns.svc.cluster.local` and its shorter forms; the bare name
-only inside its own namespace); a headless one resolves to its pods, and a StatefulSet's pods have their own
-names below it.
+A Service has the names that DNS would give it (`name.ns.svc.cluster.local` and its shorter forms; the bare
+name only inside its own namespace); a headless one resolves to its pods, and a StatefulSet's pods have their
+own names below it.
 """
 
 import ipaddress

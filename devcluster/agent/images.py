@@ -1,7 +1,7 @@
 """The image table: which local program stands for which container image.
 
-The table is a JSON object. A key is a repository without tag (`valkey/valkey`, `busybox`); it matches an image
-whose repository is the key or ends with `/` and the key, and the longest key wins. Its value:
+The table is a JSON object. A key is a repository without tag (`valkey/valkey`, `busybox`); it matches an
+image whose repository is the key or ends with `/` and the key, and the longest key wins. Its value:
 
     command      argv of the image, its entrypoint; a pod's `command` replaces it
     args         what follows it, the image's CMD; a pod's `command` or `args` replace it

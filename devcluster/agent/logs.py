@@ -1,11 +1,11 @@
 """Container logs: written line by line with time and stream, rotated by size, read back and followed.
 
-A line of a file is `<time> <stdout|stderr> <F|P> <text>`, as container runtimes write it; `P` marks a part of a
-line that is longer than 16 KiB.
+A line of a file is `<time> <stdout|stderr> <F|P> <text>`, as container runtimes write it; `P` marks a part of
+a line that is longer than 16 KiB.
 """
 
 import asyncio
-import datetime
+import datetime as dt
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ TAIL_LIMIT = 1_000_000
 
 def _time(moment_ns: int) -> str:
     seconds, rest = divmod(moment_ns, 1_000_000_000)
-    moment = datetime.datetime.fromtimestamp(seconds, datetime.UTC)
+    moment = dt.datetime.fromtimestamp(seconds, dt.UTC)
     return f"{moment:%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 

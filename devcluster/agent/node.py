@@ -13,7 +13,7 @@ from devcluster.agent.settings import AgentSettings
 LEASE_SECONDS = 40
 LEASE_RENEW_SECONDS = 10.0
 STATUS_SECONDS = 60.0
-MOST_PODS = 1000
+MOST_PODS = 1024
 LEASE_NAMESPACE = "kube-node-lease"
 
 
@@ -51,6 +51,20 @@ class Node:
             await self._api.patch(path_of("nodes", None, name), {"metadata": {"labels": labels}}, MERGE)
         await self._write_status()
         await self._renew()
+        await self._lift_not_ready()
+
+    async def _lift_not_ready(self) -> None:
+        """Take off the taint with which every node is born: the controller that would is not run here."""
+        taints = self.object["spec"].get("taints") or []
+        left = [taint for taint in taints if taint["key"] != "node.kubernetes.io/not-ready"]
+        if left != taints:
+            # The version makes this a conflict where somebody taints the node at the same moment.
+            version = self.object["metadata"]["resourceVersion"]
+            await self._api.patch(
+                path_of("nodes", None, self._settings.node_name),
+                {"metadata": {"resourceVersion": version}, "spec": {"taints": left}},
+                MERGE,
+            )
 
     async def _write_status(self) -> None:
         now = clock.stamp(clock.now())

@@ -17,13 +17,13 @@ from devcluster.agent.container import Container, RestartPolicy
 from devcluster.agent.context import NodeContext
 from devcluster.agent.hosts import hosts_file, write_in_place
 from devcluster.agent.sandbox import Mount
-from devcluster.agent.status import PodView, pod_status
+from devcluster.agent.status import PodView, Role, pod_status
 from devcluster.agent.volumes import MountError, PodVolumes
 
 MOUNT_RETRY_FIRST_SECONDS = 0.5
 MOUNT_RETRY_LIMIT_SECONDS = 5.0
 REFRESH_SECONDS = 30.0
-"""How often volumes are looked at without being asked to: tokens run out, a watch may have missed something."""
+"""How often volumes are looked at without being asked to: tokens run out."""
 STATUS_RETRY_SECONDS = 1.0
 GONE_GRACE_SECONDS = 2.0
 """For a pod that was deleted by force: nobody waits for it any more."""
@@ -74,7 +74,7 @@ class PodRunner:
         for one in spec.get("initContainers") or []:
             sidecar = one.get("restartPolicy") == "Always"
             restart: RestartPolicy = "Always" if sidecar else "Never" if policy == "Never" else "OnFailure"
-            role = "sidecar" if sidecar else "init"
+            role: Role = "sidecar" if sidecar else "init"
             result.append(
                 Container(
                     self._context,
@@ -82,15 +82,15 @@ class PodRunner:
                     one,
                     role=role,
                     restart=restart,
-                    previous=previous.get(one["name"]),  # type: ignore[arg-type]
+                    previous=previous.get(one["name"]),
                 )
             )
-        for one in spec["containers"]:
-            result.append(
-                Container(
-                    self._context, self, one, role="main", restart=policy, previous=previous.get(one["name"])
-                )
+        result += [
+            Container(
+                self._context, self, one, role="main", restart=policy, previous=previous.get(one["name"])
             )
+            for one in spec["containers"]
+        ]
         return result
 
     # --- what containers ask --------------------------------------------------------------------------
@@ -263,9 +263,8 @@ class PodRunner:
                 if not container.view.done:
                     return False
             elif container.view.role == "sidecar":
-                task = self._start(container)
-                while not container.view.started and not task.done() and not self._stopping:
-                    await asyncio.sleep(0.05)
+                self._start(container)
+                await container.started_or_ended.wait()
         return not self._stopping
 
     def _start(self, container: Container) -> "asyncio.Task[None]":
@@ -330,10 +329,9 @@ class PodRunner:
         for container in self.containers:
             container.kill_now()
 
-    @property
-    def processes_left(self) -> bool:
-        """Whether any of its containers still runs."""
-        return any(one.running for one in self.containers)
+    async def processes_ended(self) -> None:
+        """Wait until none of its containers runs any more."""
+        await asyncio.gather(*[one.idle.wait() for one in self.containers])
 
     # --- beside it --------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import os
 import ssl
 from collections.abc import Awaitable, Callable
 from typing import Literal
@@ -88,7 +89,8 @@ async def _http(action: Object, target: Target) -> Outcome:
     """Any answer from 200 to 399 will do; a redirect is not followed."""
     host, port = action.get("host") or target.address, target.port(action["port"])
     path = action.get("path") or "/"
-    text = f"{action.get('scheme', 'HTTP').lower()}://{host}:{port}{path if path.startswith('/') else '/' + path}"
+    scheme = action.get("scheme", "HTTP").lower()
+    text = f"{scheme}://{host}:{port}/{path.removeprefix('/')}"
     headers = {one["name"]: one.get("value", "") for one in action.get("httpHeaders") or []}
     try:
         async with target.http.get(
@@ -97,6 +99,10 @@ async def _http(action: Object, target: Target) -> Outcome:
             if 200 <= response.status < 400:
                 return Outcome(success=True)
             return Outcome(success=False, message=f"HTTP probe failed with statuscode: {response.status}")
+    except aiohttp.ClientConnectorError as error:
+        return Outcome(
+            success=False, message=f'Get "{text}": dial tcp {host}:{port}: {_refusal(error.os_error)}'
+        )
     except (aiohttp.ClientError, OSError) as error:
         return Outcome(success=False, message=f'Get "{text}": {error}')
 
@@ -106,9 +112,13 @@ async def _tcp(action: Object, target: Target) -> Outcome:
     try:
         _, writer = await asyncio.open_connection(host, port)
     except OSError as error:
-        return Outcome(success=False, message=f"dial tcp {host}:{port}: {error.strerror or error}")
+        return Outcome(success=False, message=f"dial tcp {host}:{port}: {_refusal(error)}")
     writer.close()
     return Outcome(success=True)
+
+
+def _refusal(error: OSError) -> str:
+    return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
 async def _exec(command: list[str], target: Target) -> Outcome:

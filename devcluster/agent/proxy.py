@@ -1,23 +1,27 @@
 """Services: what kube-proxy does, as a proxy of its own.
 
 Every port of a Service has a listener on the Service's address (and on the node's for a node port), and a
-connection goes to one of the ready pods in turn. Backends change under living connections: those stay where they
-are until they end. TCP only.
+connection goes to one of the ready pods in turn. Backends change under living connections: those stay where
+they are until they end. TCP only.
 
-A connection costs no task once it is made: bytes go from one transport's callback into the other's buffer, and
-a full buffer pauses the side that fills it.
+A connection costs no task once it is made: bytes go from one transport's callback into the other's buffer,
+and a full buffer pauses the side that fills it.
 """
 
 import asyncio
 import collections
 import dataclasses
+import os
 import socket
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 from devcluster.agent import journal
 from devcluster.agent.api import MERGE, Api, ApiError, Object, path_of
 from devcluster.agent.endpoints import Backend, backends
+from devcluster.agent.events import EventRecorder
 from devcluster.agent.watch import Reflector
 
 BACKLOG = 4096
@@ -70,6 +74,16 @@ def routes(
     return result
 
 
+def first_open_port() -> int:
+    """The lowest port that an ordinary user may listen on."""
+    return int(Path("/proc/sys/net/ipv4/ip_unprivileged_port_start").read_text(encoding="ascii"))
+
+
+def may_listen_on(port: int) -> bool:
+    """Whether this process's user may listen on a port."""
+    return os.geteuid() == 0 or port >= first_open_port()
+
+
 class Balancer:
     """Chooses a backend for each connection."""
 
@@ -104,7 +118,7 @@ class Balancer:
 class _Side(asyncio.Protocol):
     """One side of a proxied connection: what it receives goes to the other side."""
 
-    transport: asyncio.Transport
+    transport: Any  # asyncio's Transport or uvloop's, which is no subclass of it
     other: "_Side"
 
     def __init__(self) -> None:
@@ -113,9 +127,8 @@ class _Side(asyncio.Protocol):
         self.lost = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101 -- TCP
         self.transport = transport
-        transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        self.transport.set_write_buffer_limits(high=BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         self.other.transport.write(data)
@@ -192,10 +205,18 @@ class ServiceProxy:
     """Listens for all Services."""
 
     def __init__(
-        self, api: Api, services: Reflector, pods: Reflector, *, node_ip: str, own: frozenset[Listen]
+        self,
+        api: Api,
+        events: EventRecorder,
+        services: Reflector,
+        pods: Reflector,
+        *,
+        node_ip: str,
+        own: frozenset[Listen],
     ) -> None:
         """`own` is what the agent itself listens on."""
         self._api = api
+        self._events = events
         self._services = services
         self._pods = pods
         self._node_ip = node_ip
@@ -203,7 +224,8 @@ class ServiceProxy:
         self._changed = asyncio.Event()
         self._servers: dict[Listen, asyncio.Server] = {}
         self._balancers: dict[Listen, Balancer] = {}
-        self._refused: set[Listen] = set()
+        self._refused: dict[Listen, str] = {}
+        self._told: set[Listen] = set()
         self._connecting: set[asyncio.Task[None]] = set()
 
     def changed(self) -> None:
@@ -238,12 +260,15 @@ class ServiceProxy:
         for listen in [listen for listen in self._servers if listen not in wanted]:
             self._servers.pop(listen).close()
             del self._balancers[listen]
-        self._refused &= set(wanted)
+        self._told &= set(wanted)
+        self._refused = {listen: why for listen, why in self._refused.items() if listen in wanted}
         for listen, route in wanted.items():
             if listen in self._servers:
                 self._balancers[listen].route = route
             elif listen not in self._own:
                 await self._listen(listen, route)
+                if listen in self._refused and listen not in self._told:
+                    self._tell(services, listen, route)
         for service in services:
             await self._give_address(service)
 
@@ -259,12 +284,25 @@ class ServiceProxy:
                 reuse_address=True,
             )
         except OSError as error:
-            if listen not in self._refused:
-                journal.warning("service_not_served", service=route.service, listen=listen, error=str(error))
-            self._refused.add(listen)
+            self._refused[listen] = os.strerror(error.errno) if error.errno else str(error)
         else:
-            self._refused.discard(listen)
+            self._refused.pop(listen, None)
+            self._told.discard(listen)
             self._balancers[listen] = balancer
+
+    def _tell(self, services: Sequence[Object], listen: Listen, route: Route) -> None:
+        """Say, once, that a port cannot be served and what to do."""
+        self._told.add(listen)
+        address, port = listen
+        text = f"cannot listen on {address}:{port}: {self._refused[listen]}"
+        if not may_listen_on(port):
+            text += f"; ports below {first_open_port()} are not for ordinary users: use a higher one"
+        journal.warning("service_not_served", service=route.service, reason=text)
+        for service in services:
+            metadata = service["metadata"]
+            if f"{metadata['namespace']}/{metadata['name']}" == route.service:
+                item = {**service, "kind": "Service"}
+                self._events.record(item, "Warning", "ListenFailed", text, component="kube-proxy")
 
     async def _give_address(self, service: Object) -> None:
         """A Service of type LoadBalancer is reached at its own address: there is nothing in front of it."""

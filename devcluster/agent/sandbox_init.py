@@ -1,12 +1,12 @@
 """The first program in a container: makes its namespaces and root, then becomes the container's process.
 
-Runs as a script of its own (`python -I -S sandbox_init.py run|enter FD`) with nothing but the standard library,
-because it must be single-threaded to enter user namespaces and quick to start. FD is open for reading and
-holds the request as JSON (environments hold secrets, so it is never a file or an argument).
+Runs as a script of its own (`python -I -S sandbox_init.py run|enter FD`) with only the standard library,
+because it must be single-threaded to enter user namespaces and quick to start. FD is open for reading
+and holds the request as JSON (environments hold secrets, so it is never a file or an argument).
 
-`run` builds the container and stays as its guardian: it waits for the process and ends with its exit code (128
-and the signal's number after a signal). Whoever dies takes the rest along: the agent's death kills the guardian,
-the guardian's death the process, and a PID namespace ends with its first process.
+`run` builds the container and stays as its guardian: it waits for the process and ends with its exit code
+(128 and the signal's number after a signal). Whoever dies takes the rest along: the agent's death kills the
+guardian, the guardian's death the process, and a PID namespace ends with its first process.
 
 On the request's status descriptor it reports one JSON object: `{"pid": N}` once the process exists, or
 `{"error": "…"}` where it could not be made; a second one, `{"error": …}`, where the program could not be run.
@@ -94,7 +94,7 @@ def set_read_only(path: str, *, read_only: bool, recursive: bool = False) -> Non
 
 
 def die_with_parent(expected_parent: int) -> None:
-    """Have the kernel kill this process when the thread that forked it ends; ends at once if it already has."""
+    """Have the kernel kill this process when the thread that forked it ends; ends now if it has already."""
     _check(_libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), 0, 0, 0), "prctl")
     if os.getppid() != expected_parent:
         os._exit(EXIT_NOT_STARTED)
@@ -148,7 +148,7 @@ class Root:
             mount(source, place, flags=MS_BIND)
 
     def mirror(self, directory: str, mirrored: set[str], skip: tuple[str, ...]) -> None:
-        """Rebuild a host directory: links copied, everything else bound, what is mirrored itself left open."""
+        """Rebuild a host directory: links copied, what is mirrored left open, the rest bound."""
         os.makedirs(self.inside(directory), exist_ok=True)
         for name in os.listdir(directory):
             path = os.path.join(directory, name)
@@ -163,7 +163,7 @@ class Root:
                 else:
                     self.bind(path, path)
             except OSError as error:
-                # Entries that come and go, or that this user may not even look at, are no part of a container.
+                # What comes and goes, or what this user may not even look at, is no part of a container.
                 if error.errno not in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EINVAL, errno.ENOTDIR):
                     raise
 
@@ -263,7 +263,7 @@ def execute(request: dict) -> None:  # type: ignore[type-arg]
         raise OSError(error.errno, f"working directory {request['working_dir']}: {error.strerror}") from None
     environment = request["env"]
     try:
-        os.execvpe(request["argv"][0], request["argv"], environment)
+        os.execvpe(request["argv"][0], request["argv"], environment)  # noqa: S606
     except OSError as error:
         raise OSError(error.errno, f"exec {request['argv'][0]}: {error.strerror}") from None
 
@@ -290,14 +290,10 @@ def wait_for(child: int) -> int:
         return 128 - code if code < 0 else code
 
 
-def close_all_but(*keep: int) -> None:
-    """Close this process's descriptors, so that nobody waits for an end of file that the guardian holds up."""
-    for name in os.listdir("/proc/self/fd"):
-        if int(name) not in keep:
-            try:
-                os.close(int(name))
-            except OSError:
-                continue  # the one that the listing itself used
+def close_all_but(keep: int) -> None:
+    """Close this process's descriptors: nobody may wait for an end of file that the guardian holds up."""
+    os.closerange(0, keep)
+    os.closerange(keep + 1, os.sysconf("SC_OPEN_MAX"))
 
 
 def child(request: dict, status: Status, lifeline: int, prepare) -> None:  # type: ignore[no-untyped-def, type-arg]
@@ -334,9 +330,10 @@ def run(request: dict, status: Status) -> int:  # type: ignore[type-arg]
 def enter(request: dict, status: Status) -> int:  # type: ignore[type-arg]
     """Run a program in an existing container, named by the process id of its first process."""
     names = ["user"] if os.getuid() != 0 else []
-    descriptors = []
-    for name in [*names, "mnt", "uts", "pid"]:
-        descriptors.append(os.open(f"/proc/{request['pid']}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC))
+    descriptors = [
+        os.open(f"/proc/{request['pid']}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
+        for name in [*names, "mnt", "uts", "pid"]
+    ]
     for descriptor in descriptors:
         _check(_libc.setns(ctypes.c_int(descriptor), ctypes.c_int(0)), "setns")
         os.close(descriptor)

@@ -35,7 +35,10 @@ def obstacle(pod: Object, node: Object, claims: dict[str, Object | None]) -> str
     prefix = "0/1 nodes are available: 1 "
     if any(labels.get(key) != value for key, value in (spec.get("nodeSelector") or {}).items()):
         return prefix + "node(s) didn't match Pod's node affinity/selector."
-    for taint in node["spec"].get("taints") or []:
+    taints = list(node["spec"].get("taints") or [])
+    if node["spec"].get("unschedulable"):
+        taints.append({"key": "node.kubernetes.io/unschedulable", "effect": "NoSchedule"})
+    for taint in taints:
         if taint.get("effect") in ("NoSchedule", "NoExecute") and not tolerates(pod, taint):
             if taint["key"] == "node.kubernetes.io/unschedulable":
                 return prefix + "node(s) were unschedulable."

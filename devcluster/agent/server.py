@@ -1,7 +1,7 @@
 """The HTTPS server behind `kubectl logs`: what of a kubelet's API the API server asks for."""
 
 import asyncio
-import datetime
+import datetime as dt
 import ssl
 from collections.abc import AsyncIterator, Callable
 
@@ -43,7 +43,7 @@ class LogQuery:
         )
         self.since = ""
         if values.get("sinceSeconds"):
-            since = clock.now() - datetime.timedelta(seconds=int(values["sinceSeconds"]))
+            since = clock.now() - dt.timedelta(seconds=int(values["sinceSeconds"]))
             self.since = clock.micro_stamp(since)
         elif values.get("sinceTime"):
             self.since = clock.micro_stamp(clock.parse(values["sinceTime"]))
@@ -86,7 +86,7 @@ class KubeletServer:
         self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
 
     async def start(self) -> int:
-        """Listen on the node's address; the port. Raises OSError where it cannot, ssl.SSLError for bad files."""
+        """Listen on the node's address; the port. Raises OSError (an ssl.SSLError for bad files is one)."""
         await self._runner.setup()
         site = web.TCPSite(
             self._runner, self._settings.node_ip, self._settings.port, ssl_context=_tls(self._settings)
@@ -114,7 +114,8 @@ class KubeletServer:
         where = request.match_info
         container = self._find(where["namespace"], where["pod"], where["container"])
         if container is None:
-            text = f"container {where['container']} of pod {where['namespace']}/{where['pod']} is not on this node"
+            pod = f"{where['namespace']}/{where['pod']}"
+            text = f"container {where['container']} of pod {pod} is not on this node"
             return web.Response(status=404, text=text)
         try:
             query = LogQuery(request)

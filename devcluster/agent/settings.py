@@ -11,7 +11,7 @@ class AgentSettings:
     """The agent's settings. Paths are absolute."""
 
     kubeconfig: Path
-    """Credentials that may do everything a kubelet, a scheduler and a kube-proxy may; `system:masters` here."""
+    """Credentials that may do all that a kubelet, a scheduler and a kube-proxy may; `system:masters` here."""
     node_name: str
     node_ip: str
     """The node's InternalIP: node ports and the log server listen on it."""

@@ -1,11 +1,11 @@
 """A pod's status, computed from what its containers do. No I/O here.
 
-The rules are the kubelet's: phases, the conditions Initialized, ContainersReady and Ready, and the reasons that
-`kubectl get pods` shows.
+The rules are the kubelet's: phases, the conditions Initialized, ContainersReady and Ready, and the reasons
+that `kubectl get pods` shows.
 """
 
 import dataclasses
-import datetime
+import datetime as dt
 from collections.abc import Sequence
 from typing import Literal
 
@@ -27,7 +27,7 @@ class Waiting:
 class Running:
     """A container runs."""
 
-    started_at: datetime.datetime
+    started_at: dt.datetime
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Terminated:
 
     exit_code: int
     reason: str
-    started_at: datetime.datetime
-    finished_at: datetime.datetime
+    started_at: dt.datetime
+    finished_at: dt.datetime
     message: str = ""
     container_id: str = ""
 
@@ -78,7 +78,7 @@ class PodView:
     """All of them, init containers first."""
     pod_ip: str
     host_ip: str
-    start_time: datetime.datetime
+    start_time: dt.datetime
     volumes_ready: bool = False
     finished: bool = False
     """Whether no container will ever run again."""
@@ -182,7 +182,7 @@ def _conditions(view: PodView, current_phase: str) -> list[Object]:
     return [condition("PodReadyToStartContainers", view.volumes_ready), initialized, ready, containers]
 
 
-def pod_status(view: PodView, now: datetime.datetime) -> Object:
+def pod_status(view: PodView, now: dt.datetime) -> Object:
     """The status to be written; a condition's transition time moves only where its status does."""
     current_phase = phase(view)
     known = {one["type"]: one for one in (view.pod.get("status") or {}).get("conditions") or []}

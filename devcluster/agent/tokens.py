@@ -1,7 +1,7 @@
 """Service account tokens for pods: minted by the API server, renewed before they end."""
 
 import dataclasses
-import datetime
+import datetime as dt
 
 from devcluster.agent import clock
 from devcluster.agent.api import Api, ApiError, Object, path_of
@@ -9,13 +9,13 @@ from devcluster.agent.env import ConfigError
 
 RENEW_AT = 0.8
 """The part of its lifetime after which a token is renewed, as a kubelet does."""
-RENEW_AFTER = datetime.timedelta(hours=24)
+RENEW_AFTER = dt.timedelta(hours=24)
 
 
 @dataclasses.dataclass(frozen=True)
 class _Token:
     text: str = dataclasses.field(repr=False)
-    renew_at: datetime.datetime
+    renew_at: dt.datetime
 
 
 class PodTokens:

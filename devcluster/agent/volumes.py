@@ -1,8 +1,8 @@
 """The volumes of a pod: directories of the host that are bound to mount paths.
 
-What comes from the API (ConfigMaps, Secrets, tokens, fields) is written as a kubelet writes it: the files lie in
-a directory `..<time>`, `..data` links to it and every name links through `..data`, so that one rename changes
-them all at once and a program sees the new content without a restart.
+What comes from the API (ConfigMaps, Secrets, tokens, fields) is written as a kubelet writes it: the files lie
+in a directory `..<time>`, `..data` links to it and every name links through `..data`, so that one rename
+changes them all at once and a program sees the new content without a restart.
 """
 
 import dataclasses

@@ -1,4 +1,4 @@
-"""A copy of a collection that follows the API server: list, then watch, then list again where the watch broke.
+"""A copy of a collection that follows the API server: list, watch, and list again where the watch broke.
 
 A list replaces the copy, so what was deleted while nobody watched is noticed. A name that now belongs to
 another object (another uid) is told as a deletion and an addition.
