@@ -20,9 +20,14 @@ def test_each_claim_has_a_slice_of_its_own() -> None:
 
 
 def test_a_claim_ends_with_its_process() -> None:
-    claimed = "from devcluster.network import claim_network; c = claim_network(); print(c.network.number, flush=True)"
+    program = """
+from devcluster.network import claim_network
+claim = claim_network()
+print(claim.network.number, flush=True)
+input()
+"""
     with subprocess.Popen(
-        [sys.executable, "-c", f"{claimed}; input()"],
+        [sys.executable, "-c", program],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
