@@ -1,0 +1,189 @@
+"""The dialect `tableforge.v1`: JSON objects in text frames."""
+
+import json
+import math
+from typing import Any, Final
+
+import msgspec
+
+from tableforge_dataplane.protocol import payload
+from tableforge_dataplane.protocol.commands import Auth, Command, Join, Leave, Ping, Publish, Refused
+from tableforge_dataplane.protocol.events import Event
+from tableforge_dataplane.protocol.names import (
+    MAX_EVENT_CHARACTERS,
+    MAX_ID_CHARACTERS,
+    MAX_KEY_CHARACTERS,
+)
+
+MAX_COMMANDS: Final = 100
+"""In one frame."""
+
+TYPES: Final = ("auth", "join", "leave", "publish", "ping")
+
+NOT_AVAILABLE: Final = ("direct", "received", "presence", "history")
+"""In the protocol, not in this version."""
+
+_command: Final = msgspec.json.Decoder(Auth | Join | Leave | Publish | Ping)
+_array: Final = msgspec.json.Decoder(list[msgspec.Raw])
+_encode: Final = msgspec.json.Encoder().encode
+
+_FIELD_CODES: Final = {
+    "room": ("bad_room", "`room` must be a string."),
+    "event": ("bad_event", f"`event` must be a string of 1 to {MAX_EVENT_CHARACTERS} characters."),
+    "data": ("bad_data", "`data` must be there: any JSON value, null for none."),
+    "pos": ("bad_pos", "`pos` must be a string that a `message`, `joined`, `ack` or `reset` carried."),
+    "since": ("bad_pos", "`since` must be a string that a `message`, `joined`, `ack` or `reset` carried."),
+    "key": ("bad_frame", f"`key` must be a string of 1 to {MAX_KEY_CHARACTERS} characters."),
+    "token": ("bad_frame", "`token` must be a string."),
+    "id": ("bad_frame", f"`id` must be a number or a string of at most {MAX_ID_CHARACTERS} characters."),
+    "echo": ("bad_frame", "`echo` must be true or false."),
+    "volatile": ("bad_frame", "`volatile` must be true or false."),
+}
+
+
+class Native:
+    """Stateless."""
+
+    def decode(self, frame: bytes) -> Command | Refused | list[Command | Refused]:
+        """What a text frame's payload, known to be UTF-8, asks for. Never raises."""
+        try:
+            command = _command.decode(frame)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            if frame.lstrip(b" \t\r\n")[:1] == b"[":
+                return self._decode_array(frame)
+            return _diagnose(frame)
+        if type(command) is Publish:
+            return _checked(command, depth_allowed=payload.MAX_DEPTH - 1)
+        return command
+
+    def encode(self, event: Event) -> bytes:
+        """A frame's payload."""
+        return _encode(event)
+
+    def message(self, room: str, *, seq: int, tag: bytes, ts: bytes, body: bytes) -> bytes:
+        """A frame's payload. `body` is the JSON object with `event`, `from` and `data`; seq 0 has no place."""
+        if seq == 0:
+            return b'{"type":"message","room":"%b","ts":%b,%b' % (room.encode(), ts, body[1:])
+        return b'{"type":"message","room":"%b","seq":%d,"pos":"%d-%b","ts":%b,%b' % (
+            room.encode(),
+            seq,
+            seq,
+            tag,
+            ts,
+            body[1:],
+        )
+
+    def _decode_array(self, frame: bytes) -> Refused | list[Command | Refused]:
+        try:
+            items = _array.decode(frame)
+        except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+            return _diagnose(frame)
+        if not 1 <= len(items) <= MAX_COMMANDS:
+            return Refused(
+                code="bad_frame",
+                message=f"The array has {len(items)} commands: 1 to {MAX_COMMANDS} fit into a frame.",
+            )
+        commands: list[Command | Refused] = []
+        for item in items:
+            raw = bytes(item)
+            try:
+                command = _command.decode(raw)
+            except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+                commands.append(_diagnose(raw))
+                continue
+            if type(command) is Publish:
+                commands.append(_checked(command, depth_allowed=payload.MAX_DEPTH - 2))
+            else:
+                commands.append(command)
+        return commands
+
+
+def _checked(command: Publish, *, depth_allowed: int) -> Publish | Refused:
+    try:
+        payload.check(bytes(command.data), depth_allowed=depth_allowed)
+    except payload.DataError as error:
+        return Refused(
+            code="bad_data", message=str(error), id=command.id, type="publish", room=command.room[:128]
+        )
+    return command
+
+
+def _diagnose(frame: bytes) -> Refused:
+    """Why it is no command, in a sentence. Slow, and meant for what should not happen often."""
+    try:
+        fields = json.loads(frame, parse_int=_number, parse_float=float)
+    except RecursionError:
+        return Refused(code="bad_frame", message=f"The frame is nested deeper than {payload.MAX_DEPTH}.")
+    except ValueError:
+        return Refused(code="bad_frame", message="The frame is not valid JSON.")
+    if not isinstance(fields, dict):
+        return Refused(
+            code="bad_frame", message="A frame must be a JSON object, or an array of them, with a `type`."
+        )
+    kind = fields.get("type")
+    identifier = _identifier(fields.get("id"))
+    if kind in NOT_AVAILABLE:
+        return Refused(
+            code="bad_type",
+            message=f"`{kind}` is not available in this version: {', '.join(TYPES)} are.",
+            id=identifier,
+            type=str(kind),
+        )
+    if kind not in TYPES:
+        shown = (
+            f"`{_printable(kind)[:32]}` is no type" if isinstance(kind, str) else "`type` must be a string"
+        )
+        return Refused(code="bad_type", message=f"{shown}: {', '.join(TYPES)} are understood.", id=identifier)
+    room = fields.get("room")
+    code, message = _wrong_field(frame, kind, fields)
+    return Refused(
+        code=code,
+        message=message,
+        id=identifier,
+        type=kind,
+        room=_printable(room)[:128] if isinstance(room, str) else None,
+    )
+
+
+def _wrong_field(frame: bytes, kind: str, fields: dict[str, Any]) -> tuple[str, str]:
+    required = {"join": ["room"], "leave": ["room"], "publish": ["room", "event", "data"], "auth": ["token"]}
+    for name in required.get(kind, []):
+        if name not in fields:
+            return _FIELD_CODES[name]
+    try:
+        _command.decode(frame)
+    except msgspec.ValidationError as error:
+        path = str(error).rpartition("`$.")[2].rstrip("`")
+        if path in _FIELD_CODES:
+            return _FIELD_CODES[path]
+    except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
+        pass  # told below: whatever it is, it lies in a text or a number
+    if kind == "publish":
+        try:
+            # dumped again, it has the same escapes and numbers
+            payload.check(json.dumps(fields["data"]).encode(), depth_allowed=payload.MAX_DEPTH - 1)
+        except payload.DataError as error:
+            return "bad_data", str(error)
+    event = fields.get("event")
+    if isinstance(event, str) and _printable(event) != event:
+        return "bad_event", "`event` has half of a surrogate pair: send whole characters."
+    return "bad_frame", "The frame has a number out of range, half of a surrogate pair or too deep a nesting."
+
+
+def _identifier(value: Any) -> int | float | str | None:
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int | float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str) and len(value) <= MAX_ID_CHARACTERS and _printable(value) == value:
+        return value
+    return None
+
+
+def _number(text: str) -> int | float:
+    # int() refuses more than 4,300 digits, and takes its time over fewer
+    return int(text) if len(text) <= 40 else float(text)
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()
