@@ -44,8 +44,6 @@ def test_the_operator_may_do_this_and_nothing_else_everywhere():
         ("", "pods", "list"),
         ("", "pods", "watch"),
         ("", "secrets", "create"),
-        ("apiextensions.k8s.io", "customresourcedefinitions", "list"),
-        ("apiextensions.k8s.io", "customresourcedefinitions", "watch"),
         ("tableforge.io", "websocketclusters", "get"),
         ("tableforge.io", "websocketclusters", "list"),
         ("tableforge.io", "websocketclusters", "watch"),
