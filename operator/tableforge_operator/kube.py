@@ -2,7 +2,8 @@
 
 Objects are plain dicts as the API server gives them. The transport, its TLS and its credentials are
 `kubernetes.aio`'s; its generated methods are not used, because they know neither an apply of any kind of
-object nor a watch that yields what was sent. Every call has a deadline, and every failure is one of the types below.
+object nor a watch that yields what was sent. Every call has a deadline, and every failure is one of the types
+below.
 """
 
 import asyncio
@@ -230,7 +231,7 @@ class Kube:
     ) -> AsyncIterator[WatchEvent]:
         """What changes after `resource_version`, until the API server ends the watch.
 
-        Raises GoneError where the version is too old, UnreachableError where the connection breaks or is silent.
+        Raises GoneError where the version is too old, UnreachableError where the connection breaks.
         """
         query = {
             "watch": "true",
@@ -277,6 +278,18 @@ class Kube:
         return await self._call(
             "apply", resource, path, query=query, body=obj, content_type="application/apply-patch+yaml"
         )
+
+    async def merge(
+        self, resource: Resource, namespace: str, name: str, patch: Object, *, field_manager: str
+    ) -> Object:
+        """JSON merge patch: maps are merged, lists are replaced as a whole.
+
+        Raises ConflictError where `metadata.uid` or `metadata.resourceVersion` in it are not the current ones.
+        """
+        query = {"fieldManager": field_manager, "fieldValidation": "Strict"}
+        path = resource.path(namespace, name)
+        content_type = "application/merge-patch+json"
+        return await self._call("patch", resource, path, query=query, body=patch, content_type=content_type)
 
     async def create(self, obj: Object) -> Object:
         """Create an object. Raises AlreadyExistsError where the name is taken."""
@@ -371,11 +384,12 @@ _METHODS: Final[Mapping[str, str]] = {
     "get": "GET",
     "list": "GET",
     "apply": "PATCH",
+    "patch": "PATCH",
     "create": "POST",
     "update": "PUT",
     "delete": "DELETE",
 }
-_WRITES: Final = frozenset({"apply", "create", "update", "delete"})
+_WRITES: Final = frozenset({"apply", "patch", "create", "update", "delete"})
 
 
 @contextlib.asynccontextmanager

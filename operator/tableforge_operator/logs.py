@@ -16,8 +16,8 @@ def set_up(level: str, form: Literal["json", "text"]) -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # kopf tells each step of its own start and stop; what matters of it is told by us.
-    for name in ("kopf", "aiohttp.access", "asyncio"):
+    # They tell each of their steps; what matters of them is told by us.
+    for name in ("kopf", "kubernetes", "aiohttp.access", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     logging.getLogger("kopf._core.reactor.running").addFilter(_not_about_signals)
 

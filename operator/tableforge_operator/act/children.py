@@ -10,6 +10,7 @@ from tableforge_operator.decide.changes import Apply
 from tableforge_operator.decide.findings import legible
 from tableforge_operator.decide.snapshot import Applied, ChildKey, Object, Refusal, RefusalReason
 from tableforge_operator.kube import (
+    FIELD_MANAGER,
     AlreadyExistsError,
     ConflictError,
     ForbiddenError,
@@ -27,6 +28,8 @@ Result = Literal["created", "changed", "repaired", "unchanged", "refused"]
 ADOPTIONS_PER_SECOND: Final = 20.0
 """How fast a restarted operator applies what it finds, so that a start with many clusters is no storm."""
 ADOPTIONS_BURST: Final = 40
+
+_SET_BACK_MANAGER: Final = f"{FIELD_MANAGER}-set-back"
 
 _RETRY_SECONDS: Final[dict[RefusalReason, tuple[float, float]]] = {
     # First and longest delay; where only a read is repeated it may be soon.
@@ -57,7 +60,7 @@ class Children:
     async def apply(self, wanted: Apply, *, cluster: Object, memory: Memory) -> Outcome:
         """Make one child as it should be. A refusal is remembered, not raised.
 
-        Raises UnreachableError, TooManyRequestsError, UnauthorizedError and NamespaceTerminatingError: those are
+        Raises UnreachableError, TooManyRequestsError, UnauthorizedError, NamespaceTerminatingError: those are
         about no child.
         """
         key = wanted.key
@@ -71,8 +74,7 @@ class Children:
             elif (refusal := _not_ours(live, cluster)) is not None:
                 return self._refused(wanted.obj, wanted.digest, *refusal, memory=memory)
             else:
-                metadata = {**wanted.obj["metadata"], "uid": live["metadata"]["uid"]}
-                after = await self._kube.apply({**wanted.obj, "metadata": metadata}, force=True)
+                after = await self._apply_over(wanted, live)
                 result = _result(wanted, live, after)
         except (ConflictError, InvalidError, ForbiddenError, NotFoundError, ServerError) as error:
             if isinstance(error, NamespaceTerminatingError):
@@ -85,6 +87,45 @@ class Children:
         # The watch may be behind; what it brings later and is older is passed over.
         self._store.put(after, notify=False)
         return Outcome(key=key, result=result)
+
+    async def _apply_over(self, wanted: Apply, live: Object) -> Object:
+        metadata = {**wanted.obj["metadata"], "uid": live["metadata"]["uid"]}
+        obj = {**wanted.obj, "metadata": metadata}
+        try:
+            return await self._kube.apply(obj, force=True)
+        except InvalidError:
+            if wanted.reason not in ("Drifted", "Adopted"):
+                raise
+            # Somebody changed what an element of a list is known by, such as a port's number: it is theirs now,
+            # and our own beside it makes the object invalid.
+            await self._set_back_lists(obj, live)
+            return await self._without_set_back(await self._kube.apply(obj, force=True))
+
+    async def _set_back_lists(self, obj: Object, live: Object) -> None:
+        """Replace what we render as a whole, lists included, as a field manager of its own."""
+        rendered = {
+            name: value for name, value in obj.items() if name not in ("apiVersion", "kind", "metadata")
+        }
+        await self._kube.merge(
+            resource_of(obj["apiVersion"], obj["kind"]),
+            obj["metadata"]["namespace"],
+            obj["metadata"]["name"],
+            {"metadata": _exactly(live), **rendered},
+            field_manager=_SET_BACK_MANAGER,
+        )
+
+    async def _without_set_back(self, after: Object) -> Object:
+        """Give up that manager's fields: later applies could else remove none of them."""
+        rest = [
+            entry for entry in after["metadata"]["managedFields"] if entry["manager"] != _SET_BACK_MANAGER
+        ]
+        return await self._kube.merge(
+            resource_of(after["apiVersion"], after["kind"]),
+            after["metadata"]["namespace"],
+            after["metadata"]["name"],
+            {"metadata": {**_exactly(after), "managedFields": rest}},
+            field_manager=_SET_BACK_MANAGER,
+        )
 
     async def create_secret(self, secret: dict[str, Any], *, memory: Memory) -> Outcome:
         """Create a Secret. One by that name that exists is as it should be: the name says what is in it.
@@ -152,6 +193,11 @@ def _not_ours(live: Object, cluster: Object) -> tuple[RefusalReason, str] | None
             "or give the WebSocketCluster another name."
         ),
     )
+
+
+def _exactly(obj: Object) -> dict[str, Any]:
+    metadata = obj["metadata"]
+    return {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
 
 
 def _result(wanted: Apply, live: Object, after: Object) -> Result:

@@ -1,0 +1,190 @@
+"""The operator as a process of its own, under the ServiceAccount and the rights that it ships with."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import aiohttp
+import yaml
+
+from devcluster.cluster import Devcluster
+from tests.support.children import Child, free_port
+
+REPOSITORY = Path(__file__).parents[3]
+SYSTEM_NAMESPACE = "tableforge-system"
+USER = f"system:serviceaccount:{SYSTEM_NAMESPACE}:tableforge-operator"
+
+Found = TypeVar("Found")
+
+
+async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, seconds: float = 20.0) -> Found:
+    """What `look` finds, once it finds something."""
+    import asyncio
+
+    last: BaseException | None = None
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                found = await look()
+                if found:
+                    return found
+                await asyncio.sleep(0.05)
+    except TimeoutError as error:
+        last = error
+    raise AssertionError(f"after {seconds:g} s still not: {what}") from last
+
+
+def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None) -> str:
+    """The real kubectl. Raises AssertionError with what it printed."""
+    done = subprocess.run(
+        [str(Path(sys.executable).with_name("kubectl")), "--kubeconfig", str(kubeconfig), *arguments],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"
+    return done.stdout
+
+
+def service_account_kubeconfig(cluster: Devcluster, path: Path) -> Path:
+    """A kubeconfig that is the operator's ServiceAccount and nothing more, by a token from TokenRequest."""
+    token = kubectl(
+        cluster.kubeconfig, "create", "token", "tableforge-operator", "-n", SYSTEM_NAMESPACE, "--duration=2h"
+    ).strip()
+    config = yaml.safe_load(cluster.kubeconfig.read_text())
+    config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@dataclasses.dataclass
+class Operator:
+    """One running operator."""
+
+    child: Child
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def get(self, path: str) -> tuple[int, str]:
+        """Status and text of an answer of its health port; status 0 where there is none."""
+        try:
+            async with aiohttp.ClientSession() as session, session.get(self.url + path) as answer:
+                return answer.status, await answer.text()
+        except aiohttp.ClientConnectionError:
+            return 0, ""
+
+    async def leading(self) -> None:
+        """Wait until it leads."""
+
+        async def look() -> bool:
+            assert self.child.returncode is None, self.child.output()
+            return (await self.get("/readyz"))[1] == "leading\n"
+
+        await until(look, what=f"the operator leads:\n{self.child.output()}")
+
+    async def turns(self) -> int:
+        """How many reconciles it has done."""
+        text = (await self.get("/metrics"))[1]
+        return sum(
+            int(float(value))
+            for value in re.findall(r"^tableforge_operator_reconciles_total\{.*\} (.*)$", text, re.MULTILINE)
+        )
+
+    @contextlib.asynccontextmanager
+    async def turning(self, number: int = 1) -> AsyncIterator[None]:
+        """After the block, wait until it has done `number` reconciles since before."""
+        wanted = await self.turns() + number
+        yield
+
+        async def look() -> bool:
+            return await self.turns() >= wanted
+
+        await until(look, what=f"{number} more reconciles", seconds=60)
+
+
+class Operators:
+    """Starts operators, and stops them all."""
+
+    def __init__(self, kubeconfig: Path, folder: Path, namespace: str) -> None:
+        self._kubeconfig = kubeconfig
+        self._namespace = namespace
+        self._folder = folder
+        self._running: list[Operator] = []
+
+    async def __call__(self, *, everywhere: bool = False, leads: bool = True) -> Operator:
+        """Start one that looks after the test's namespace, or after all of them."""
+        port = free_port()
+        child = Child(
+            [
+                sys.executable,
+                "-m",
+                "tableforge_operator",
+                "run",
+                f"--kubeconfig={self._kubeconfig}",
+                "--health-host=127.0.0.1",
+                f"--health-port={port}",
+                "--log-level=debug",
+                *([] if everywhere else [f"--namespaces={self._namespace}"]),
+            ],
+            log=self._folder / f"operator-{port}.log",
+            environ={**os.environ, "POD_NAME": f"operator-{port}", "POD_NAMESPACE": SYSTEM_NAMESPACE},
+        )
+        operator = Operator(child, port)
+        self._running.append(operator)
+        if leads:
+            await operator.leading()
+        return operator
+
+    async def stop(self) -> None:
+        for operator in self._running:
+            await operator.child.stop()
+
+    def output(self) -> str:
+        return "\n\n".join(operator.child.output() for operator in self._running)
+
+
+class AuditLog:
+    """What the operators asked of the API server, by its own record."""
+
+    def __init__(self, path: Path, namespace: str) -> None:
+        self._path = path
+        self._namespace = namespace
+
+    def position(self) -> int:
+        """Where the record ends now."""
+        return self._path.stat().st_size
+
+    def requests(self, since: int) -> list[dict[str, Any]]:
+        """The operator's requests about the test's namespace after `since`."""
+        with self._path.open("rb") as file:
+            file.seek(since)
+            lines = file.read().split(b"\n")
+        entries = [json.loads(line) for line in lines if line.endswith(b"}")]
+        return [
+            entry
+            for entry in entries
+            if entry["user"]["username"] == USER
+            and entry.get("objectRef", {}).get("namespace") == self._namespace
+        ]
+
+    def writes(self, since: int) -> list[str]:
+        """Verb and object of each of its writes after `since`."""
+        found = []
+        for entry in self.requests(since):
+            ref = entry["objectRef"]
+            what = "/".join(ref[part] for part in ("resource", "name", "subresource") if part in ref)
+            if entry["verb"] in ("create", "update", "patch", "delete", "deletecollection"):
+                found.append(f"{entry['verb']} {what}")
+        return found

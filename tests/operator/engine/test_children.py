@@ -1,0 +1,223 @@
+"""Children are created, kept as they should be, and never taken from anybody."""
+
+from typing import Any
+
+import pytest
+
+from devcluster.cluster import Devcluster
+from tableforge_operator.kube import CLUSTERS, Kube, Object, resource_of
+from tests.operator.engine.clusters import (
+    CHILDREN,
+    children,
+    created,
+    events,
+    external,
+    find,
+    manifest,
+    until_condition,
+)
+from tests.operator.engine.operators import REPOSITORY, AuditLog, Operators, kubectl, until
+
+pytestmark = pytest.mark.cluster
+
+
+async def apply_as(kube: Kube, manager: str, obj: Object) -> Object:
+    return await kube.apply(obj, field_manager=manager, force=True)
+
+
+async def touch(kube: Kube, namespace: str, value: str) -> None:
+    """A change of the cluster that asks for nothing."""
+    body = {**manifest(namespace), "spec": {}}
+    body["metadata"] = {**body["metadata"], "labels": {"touched": value}}
+    await apply_as(kube, "toucher", body)
+
+
+async def test_all_children_are_created_and_belong_to_the_cluster(
+    kube: Kube, namespace: str, operators: Operators, audit: AuditLog
+) -> None:
+    await operators(everywhere=True)
+    start = audit.position()
+    cluster = await apply_as(kube, "user", manifest(namespace))
+    found = await created(kube, namespace)
+    for obj in found:
+        (owner,) = obj["metadata"]["ownerReferences"]
+        assert (owner["uid"], owner["controller"]) == (cluster["metadata"]["uid"], True)
+        managers = {(entry["manager"], entry["operation"]) for entry in obj["metadata"]["managedFields"]}
+        assert ("tableforge-operator", "Apply") in managers
+        assert ("tableforge-operator", "Update") not in managers
+    after = await kube.get(CLUSTERS, namespace, "tables")
+    assert "finalizers" not in after["metadata"]
+    assert "annotations" not in after["metadata"]
+    assert after["status"]["observedGeneration"] == after["metadata"]["generation"]
+    codes = {entry["responseStatus"]["code"] for entry in audit.requests(start)}
+    assert 403 not in codes, "the shipped rights suffice"
+    assert (await events(kube, namespace))[0][0] == "Created"
+
+
+async def test_an_unchanged_world_costs_no_write(
+    kube: Kube, namespace: str, operators: Operators, audit: AuditLog, installed: Devcluster
+) -> None:
+    operator = await operators()
+    file = str(REPOSITORY / "manifests" / "samples" / "tables.yaml")
+    kubectl(installed.kubeconfig, "apply", "-n", namespace, "-f", file)
+    await created(kube, namespace)
+    async with operator.turning(2):
+        pass
+    start = audit.position()
+    kubectl(installed.kubeconfig, "apply", "-n", namespace, "-f", file)
+    async with operator.turning():
+        await touch(kube, namespace, "1")
+    async with operator.turning(2):
+        await touch(kube, namespace, "2")
+    assert audit.writes(start) == []
+
+
+async def test_a_restarted_operator_adopts_without_changing_anything(
+    kube: Kube, namespace: str, operators: Operators, audit: AuditLog
+) -> None:
+    first = await operators()
+    await apply_as(kube, "user", manifest(namespace))
+    await created(kube, namespace)
+    async with first.turning(2):
+        pass
+    before = {_id(obj): obj["metadata"]["resourceVersion"] for obj in await _ours(kube, namespace)}
+    assert await first.child.stop() == 0
+    start = audit.position()
+    second = await operators()
+    async with second.turning(3):
+        pass
+    after = {_id(obj): obj["metadata"]["resourceVersion"] for obj in await _ours(kube, namespace)}
+    assert after == before
+    writes = audit.writes(start)
+    applied = [write for write in writes if write.startswith("patch")]
+    assert len(applied) == len(CHILDREN), "each child once"
+    assert not [write for write in writes if "status" in write or "events" in write]
+
+
+async def test_an_edited_field_is_set_back_and_others_additions_stay(
+    kube: Kube, namespace: str, operators: Operators
+) -> None:
+    await operators()
+    await apply_as(kube, "user", external(namespace))
+    await created(kube, namespace, number=6)
+    service = resource_of("v1", "Service")
+    live = await kube.get(service, namespace, "tables")
+    live["spec"]["ports"][0]["port"] = 9999
+    live["metadata"]["labels"]["theirs"] = "stays"
+    live["metadata"]["annotations"] = {"cloud.example/balancer": "stays"}
+    await kube.replace(live)
+
+    async def set_back() -> Object | None:
+        now = await kube.get(service, namespace, "tables")
+        return now if now["spec"]["ports"][0]["port"] == 3001 else None
+
+    mended = await until(set_back, what="the port is 3001 again")
+    assert mended["metadata"]["labels"]["theirs"] == "stays"
+    assert mended["metadata"]["annotations"] == {"cloud.example/balancer": "stays"}
+
+    async def told() -> bool:
+        return "DriftRepaired" in [reason for reason, _ in await events(kube, namespace)]
+
+    await until(told, what="an Event tells")
+
+
+async def test_replicas_scaled_on_the_deployment_go_back_to_the_clusters(
+    kube: Kube, namespace: str, operators: Operators, installed: Devcluster
+) -> None:
+    await operators()
+    await apply_as(kube, "user", external(namespace))
+    await created(kube, namespace, number=6)
+    kubectl(installed.kubeconfig, "scale", "-n", namespace, "deployment/tables-a", "--replicas=5")
+
+    async def back() -> bool:
+        deployment = await kube.get(resource_of("apps/v1", "Deployment"), namespace, "tables-a")
+        return bool(deployment["spec"]["replicas"] == 1)
+
+    await until(back, what="one replica again")
+    kubectl(installed.kubeconfig, "scale", "-n", namespace, "wsc/tables", "--replicas=2")
+
+    async def scaled() -> bool:
+        deployment = await kube.get(resource_of("apps/v1", "Deployment"), namespace, "tables-a")
+        return bool(deployment["spec"]["replicas"] == 2)
+
+    await until(scaled, what="two replicas")
+
+
+async def test_deleted_children_are_created_again(kube: Kube, namespace: str, operators: Operators) -> None:
+    await operators()
+    await apply_as(kube, "user", manifest(namespace))
+    first = {_id(obj): obj["metadata"]["uid"] for obj in await created(kube, namespace)}
+    for api_version, kind, name in CHILDREN:
+        await kube.delete(resource_of(api_version, kind), namespace, name, uid=first[kind, name])
+
+    async def again() -> bool:
+        now = {_id(obj): obj["metadata"]["uid"] for obj in await children(kube, namespace)}
+        return len(now) == len(first) and not set(now.values()) & set(first.values())
+
+    await until(again, what="all children are there again")
+
+
+async def test_a_foreign_object_by_a_childs_name_is_left_alone(
+    kube: Kube, namespace: str, operators: Operators
+) -> None:
+    foreign: dict[str, Any] = {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": "tables", "namespace": namespace, "labels": {"whose": "theirs"}},
+        "spec": {"selector": {"app": "theirs"}, "ports": [{"port": 80}]},
+    }
+    before = await kube.create(foreign)
+    await operators()
+    await apply_as(kube, "user", external(namespace))
+    stalled = await until_condition(kube, namespace, "Stalled", "True", "NameConflict")
+    assert "Service tables exists already and belongs to nobody" in stalled["message"]
+    ready = await until_condition(kube, namespace, "Ready", "False", "NameConflict")
+    assert ready["message"] == stalled["message"]
+    now = await kube.get(resource_of("v1", "Service"), namespace, "tables")
+    assert now == before
+    assert await find(kube, "apps/v1", "Deployment", namespace, "tables-a"), "what can be made is made"
+
+    await kube.delete(resource_of("v1", "Service"), namespace, "tables", uid=before["metadata"]["uid"])
+
+    async def ours() -> bool:
+        service = await find(kube, "v1", "Service", namespace, "tables")
+        return service is not None and bool(service["metadata"].get("ownerReferences"))
+
+    await until(ours, what="the Service is the cluster's once the other is gone", seconds=40)
+
+    async def over() -> bool:
+        cluster = await kube.get(CLUSTERS, namespace, "tables")
+        return "Stalled" not in [item["type"] for item in cluster["status"]["conditions"]]
+
+    await until(over, what="not stalled any more")
+
+
+async def test_a_paused_cluster_is_not_written(
+    kube: Kube, namespace: str, operators: Operators, audit: AuditLog, installed: Devcluster
+) -> None:
+    operator = await operators()
+    await apply_as(kube, "user", external(namespace))
+    await created(kube, namespace, number=6)
+    async with operator.turning(2):
+        kubectl(installed.kubeconfig, "annotate", "-n", namespace, "wsc/tables", "tableforge.io/paused=true")
+    start = audit.position()
+    async with operator.turning():
+        kubectl(installed.kubeconfig, "scale", "-n", namespace, "deployment/tables-a", "--replicas=4")
+    async with operator.turning():
+        kubectl(installed.kubeconfig, "scale", "-n", namespace, "wsc/tables", "--replicas=3")
+    assert audit.writes(start) == []
+    kubectl(installed.kubeconfig, "annotate", "-n", namespace, "wsc/tables", "tableforge.io/paused-")
+
+    async def goes_on() -> bool:
+        now = await kube.get(resource_of("apps/v1", "Deployment"), namespace, "tables-a")
+        return bool(now["spec"]["replicas"] == 3)
+
+    await until(goes_on, what="three replicas once it goes on")
+
+
+async def _ours(kube: Kube, namespace: str) -> list[Object]:
+    return [*await children(kube, namespace), await kube.get(CLUSTERS, namespace, "tables")]
+
+
+def _id(obj: Object) -> tuple[str, str]:
+    return obj["kind"], obj["metadata"]["name"]
