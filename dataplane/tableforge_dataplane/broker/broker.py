@@ -6,7 +6,7 @@ from typing import Final
 
 from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.connection import Link, RedisConnection, Reply, ReplyError, pack
-from tableforge_dataplane.broker.publisher import RETRY_AFTER_SECONDS, Publisher
+from tableforge_dataplane.broker.publisher import Publisher
 from tableforge_dataplane.broker.recovery import Commands, LogReader
 from tableforge_dataplane.broker.state import RedisRefusedError, ServerFacts, info_fields, judge
 from tableforge_dataplane.broker.subscriber import PING_INTERVAL_SECONDS, Subscriber, SubscriberUser
@@ -45,8 +45,8 @@ class _CheckedPublisher:
                 if found != wanted:
                     raise RedisRefusedError(
                         "DurabilityNotMet",
-                        f"Redis at {self._where} runs with {name.decode()} {found.decode()}: durability Disk needs "
-                        f"{name.decode()} {wanted.decode()}.",
+                        f"Redis at {self._where} runs with {name.decode()} {found.decode()}: durability Disk "
+                        f"needs {name.decode()} {wanted.decode()}.",
                     )
         await self._publisher.on_up(connection, facts)
 
@@ -231,8 +231,8 @@ class Broker:
         if most > 0 and used * 100 >= most * self._guard_percent:
             problem = RedisRefusedError(
                 "OutOfMemory",
-                f"Redis at {self._where} uses {used * 100 // most} % of its {most // 1_048_576} MB: raise its "
-                "maxmemory, or keep less (rooms' logs shrink as they age).",
+                f"Redis at {self._where} uses {used * 100 // most} % of its {most // 1_048_576} MB: raise "
+                "its maxmemory, or keep less (rooms' logs shrink as they age).",
             )
         # what Redis itself refused is forgotten here: the next publish shows whether it still does
         changed = (problem is None) != (self._write_problem is None)

@@ -24,7 +24,7 @@ _log = EventLog("broker")
 Reply = Any
 """What hiredis makes of a reply: bytes, int, list, None or a `hiredis.ReplyError`."""
 
-ReplyError: Final = cast(type[Exception], hiredis.ReplyError)
+ReplyError: Final = cast("type[Exception]", hiredis.ReplyError)
 
 
 def pack(*parts: bytes | int) -> bytes:
@@ -54,7 +54,7 @@ class RedisConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the event loop."""
-        self._transport = cast(asyncio.Transport, transport)
+        self._transport = cast("asyncio.Transport", transport)
         self.write = self._transport.write
 
     def data_received(self, data: bytes) -> None:
@@ -72,7 +72,7 @@ class RedisConnection(asyncio.Protocol):
         self.last_reply_at = asyncio.get_running_loop().time()
         self.after_replies()
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002
         """From the event loop."""
         self.write = _discard
         for future in self._asked:
@@ -125,7 +125,8 @@ async def connect(settings: RedisSettings, *, name: str) -> tuple[RedisConnectio
     if password is None and settings.password.file is not None:
         raise RedisRefusedError(
             "PasswordMissing",
-            f"REDIS_PASSWORD_FILE={settings.password.file} is not there or empty: create the Secret it comes from.",
+            f"REDIS_PASSWORD_FILE={settings.password.file} is not there or empty: "
+            "create the Secret it comes from.",
         )
     where = f"{settings.host}:{settings.port}"
     connection: RedisConnection | None = None

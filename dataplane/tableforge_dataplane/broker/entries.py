@@ -10,7 +10,7 @@ class MalformedEntryError(ValueError):
 
 
 class Entry(msgspec.Struct, gc=False):
-    """One message of one room. Tags and times stay the bytes they came as: they are only compared and sent."""
+    """One message of one room. Tags and times stay bytes, as they came: they are only compared and sent."""
 
     seq: int
     tag: bytes

@@ -1,7 +1,7 @@
 """Publishes, pipelined on one connection: what arrives while a batch is in flight makes the next batch.
 
-No future, task or lock per message: a publication waits in a deque, its bytes go out with its batch's, and the
-reply, which comes in order, is handed to its owner. (About 3 µs of CPU a message with batches of 20,
+No future, task or lock per message: a publication waits in a deque, its bytes go out with its batch's, and
+the reply, which comes in order, is handed to its owner. (About 3 µs of CPU a message with batches of 20,
 `benchmarks/rooms.py`.)
 """
 
@@ -291,8 +291,8 @@ class Publisher:
                 publication.owner.refused(
                     publication,
                     "unknown_key",
-                    "This room's log no longer reaches back to `since`: nobody can say whether the message was "
-                    "stored, and it was not published. Look at what is there and send it with a new key.",
+                    "This room's log no longer reaches back to `since`: nobody can say whether the message "
+                    "was stored, and it was not published. Look at what is there and send it with a new key.",
                     None,
                 )
         elif isinstance(reply, ReplyError):

@@ -136,7 +136,7 @@ class LogReader:
                 return
             callback(LogPage(head=head[0], entries=entries))
 
-        # The head first: a message stored in between is in the entries and not yet in the head, never the reverse.
+        # the head first: what is stored in between is in the entries and not in the head, never the reverse
         self._commands.send(pack(b"HMGET", address.meta, b"s", b"t"), on_head)
         end = b"+" if last_seq is None else b"%d" % last_seq
         self._commands.send(pack(b"XRANGE", address.log, b"%d" % first_seq, end, b"COUNT", count), on_entries)

@@ -20,7 +20,7 @@ Reason = Literal[
 
 
 class RedisRefusedError(Exception):
-    """Redis cannot be used, or not for this. `message` is one sentence about what is wrong and what is right."""
+    """Redis cannot be used, or not for this. `message`: a sentence about what is wrong and what is right."""
 
     def __init__(self, reason: Reason, message: str) -> None:
         super().__init__(message)

@@ -1,7 +1,7 @@
 """The connection that receives what any instance published, for every room with members here.
 
-Redis confirms each SUBSCRIBE and UNSUBSCRIBE in order, so a confirmation belongs to the oldest request that is
-still open, whatever happened to the room in between.
+Redis confirms each SUBSCRIBE and UNSUBSCRIBE in order, so a confirmation belongs to the oldest request that
+is still open, whatever happened to the room in between.
 """
 
 import asyncio

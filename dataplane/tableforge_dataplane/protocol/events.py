@@ -11,7 +11,7 @@ class Event(
     """The class's name in lower case is its `type`."""
 
 
-class Welcome(Event, kw_only=True):
+class Welcome(Event, frozen=True, kw_only=True):
     """The client is in."""
 
     instance: str
@@ -22,7 +22,7 @@ class Welcome(Event, kw_only=True):
     max_payload_bytes: int
 
 
-class Authenticated(Event, kw_only=True):
+class Authenticated(Event, frozen=True, kw_only=True):
     """A token was taken."""
 
     id: CommandId = None
@@ -30,7 +30,7 @@ class Authenticated(Event, kw_only=True):
     expires_at: float
 
 
-class Joined(Event, kw_only=True):
+class Joined(Event, frozen=True, kw_only=True):
     """The client is a member; what follows `pos` comes next."""
 
     id: CommandId = None
@@ -40,14 +40,14 @@ class Joined(Event, kw_only=True):
     reason: str | None = None
 
 
-class Left(Event, kw_only=True):
+class Left(Event, frozen=True, kw_only=True):
     """The client is a member no more."""
 
     id: CommandId = None
     room: str
 
 
-class Reset(Event, kw_only=True):
+class Reset(Event, frozen=True, kw_only=True):
     """What follows `pos` does not continue what came before."""
 
     room: str
@@ -55,7 +55,7 @@ class Reset(Event, kw_only=True):
     reason: str
 
 
-class Ack(Event, kw_only=True):
+class Ack(Event, frozen=True, kw_only=True):
     """The message is stored."""
 
     id: CommandId = None
@@ -64,7 +64,7 @@ class Ack(Event, kw_only=True):
     seq: int | None = None
 
 
-class Error(Event, kw_only=True):
+class Error(Event, frozen=True, kw_only=True):
     """A command was not carried out, or the connection is about to be closed."""
 
     id: CommandId = None
@@ -76,7 +76,7 @@ class Error(Event, kw_only=True):
     room: str | None = None
 
 
-class Pong(Event, kw_only=True):
+class Pong(Event, frozen=True, kw_only=True):
     """The answer to `ping`."""
 
     id: CommandId = None

@@ -47,7 +47,7 @@ class Native:
     def decode(self, frame: bytes) -> Command | Refused | list[Command | Refused]:
         """What a text frame's payload, known to be UTF-8, asks for. Never raises."""
         try:
-            command = _command.decode(frame)
+            command: Command = _command.decode(frame)
         except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
             if frame.lstrip(b" \t\r\n")[:1] == b"[":
                 return self._decode_array(frame)
@@ -61,7 +61,7 @@ class Native:
         return _encode(event)
 
     def message(self, room: str, *, seq: int, tag: bytes, ts: bytes, body: bytes) -> bytes:
-        """A frame's payload. `body` is the JSON object with `event`, `from` and `data`; seq 0 has no place."""
+        """A frame's payload. `body`: the JSON object with `event`, `from`, `data`; seq 0 has no place."""
         if seq == 0:
             return b'{"type":"message","room":"%b","ts":%b,%b' % (room.encode(), ts, body[1:])
         return b'{"type":"message","room":"%b","seq":%d,"pos":"%d-%b","ts":%b,%b' % (

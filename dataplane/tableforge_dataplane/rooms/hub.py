@@ -1,8 +1,8 @@
 """The hub: gives every member every message of its rooms, in order and once, or says plainly that it can't.
 
-Messages arrive from the subscriber. What fits a room's chain is delivered; what doesn't makes the room read its
-log: a gap is filled before anything later is delivered, a duplicate dropped, and a fork, where the log holds
-another history than the one that was delivered, told to the members as `reset`.
+Messages arrive from the subscriber. What fits a room's chain is delivered; what doesn't makes the room read
+its log: a gap is filled before anything later is delivered, a duplicate dropped, and a fork, where the log
+holds another history than the one that was delivered, told to the members as `reset`.
 """
 
 import asyncio
@@ -16,7 +16,7 @@ from tableforge_dataplane.contract.settings import RoomSettings
 from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.observability.metrics import OTHER, Metrics
 from tableforge_dataplane.rooms.outlet import Outlet, Turn
-from tableforge_dataplane.rooms.room import UNKNOWN, Member, Occupant, Room
+from tableforge_dataplane.rooms.room import Member, Occupant, Room
 
 SYNC_COUNT: Final = 100
 """Entries read at once where a room catches up with its log."""
@@ -105,8 +105,10 @@ class Hub:
     # Members
 
     def join(self, occupant: Occupant, room_name: str, *, asked: Position | None, request: object) -> Member:
-        """Make `occupant` a member. It hears `on_joined` as soon as the room's position is known: at once, for
-        a room that others here are in."""
+        """Make `occupant` a member.
+
+        It hears `on_joined` as soon as the room's position is known: at once where others here are in it.
+        """
         room = self._rooms.get(room_name)
         if room is None:
             room = self._open(room_name)
@@ -148,7 +150,7 @@ class Hub:
     # What arrives
 
     def on_message(self, channel: bytes, payload: bytes) -> None:
-        """From the subscriber. (About 2 µs a message, whatever the number of members: `benchmarks/rooms.py`.)"""
+        """From the subscriber. (About 2 µs a message, however many members: `benchmarks/rooms.py`.)"""
         room = self._by_channel.get(channel)
         if room is None:
             return  # left a moment ago
@@ -424,7 +426,7 @@ class Hub:
         if page is None:
             self._read_page(room, number, member)
         elif page and isinstance(page[0], Member):
-            page.append(member)  # type: ignore[arg-type]
+            page.append(member)
         else:
             entries = [entry for entry in page if isinstance(entry, Entry) and entry.seq > member.seq]
             last_of_page = (number + 1) * PAGE_SIZE - 1
@@ -476,8 +478,8 @@ class Hub:
             return
         occupant = member.occupant
         if not member.joined:
-            self._tell_joined(member, Position(member.seq, member.tag), recovered=True, reason=None)
-            if member.gone:
+            position = Position(member.seq, member.tag)
+            if not self._tell_joined(member, position, recovered=True, reason=None):
                 return
         part: list[Entry] = []
         size = 0
@@ -528,11 +530,13 @@ class Hub:
 
     def _tell_joined(
         self, member: Member, position: Position, *, recovered: bool | None, reason: Loss | None
-    ) -> None:
+    ) -> bool:
+        """False where it left as soon as it heard that it was in."""
         member.joined = True
         if recovered is not None:
             self._metrics.recoveries.add("recovered" if reason is None else reason)
         member.occupant.on_joined(member, position, recovered=recovered, reason=reason)
+        return not member.gone
 
     def _admit(self, member: Member) -> None:
         room = member.room
@@ -633,6 +637,3 @@ def _event_of(body: bytes) -> str:
     if end < 0 or body[end - 1 : end] == b"\\":
         return OTHER
     return body[10:end].decode("utf-8", "replace")
-
-
-__all__ = ["UNKNOWN", "Hub"]

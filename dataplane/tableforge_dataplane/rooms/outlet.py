@@ -8,7 +8,7 @@ from tableforge_dataplane.broker.entries import Entry
 
 
 class Encoder(Protocol):
-    """Makes the bytes that a kind of client gets; one object a kind, so that it is done once for all of them."""
+    """Makes the bytes that a kind of client gets; one object a kind, so that it is done once for all."""
 
     def messages(self, room: str, entries: list[Entry]) -> bytes:
         """Frames for `entries`, which came in this order."""

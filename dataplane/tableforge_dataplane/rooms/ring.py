@@ -1,4 +1,4 @@
-"""The last messages of one room, kept to tell duplicates from forks and to serve those who just missed them."""
+"""The last messages of one room: they tell duplicates from forks and serve those who just missed some."""
 
 from collections import deque
 from typing import Final
@@ -37,7 +37,7 @@ class Ring:
         self._bytes = size
 
     def tag_at(self, seq: int) -> bytes | None:
-        """The tag of message `seq`, also of the first entry's predecessor; None where the ring doesn't know."""
+        """The tag of message `seq`, or of the first entry's predecessor; None where the ring doesn't know."""
         entries = self._entries
         if not entries:
             return None

@@ -19,7 +19,7 @@ class Occupant(Protocol):
     def on_joined(
         self, member: "Member", position: Position, *, recovered: bool | None, reason: str | None
     ) -> None:
-        """The member is in; what follows `position` comes next. `recovered` is None where nothing was asked."""
+        """The member is in; what follows `position` comes next. `recovered`: None where nothing was asked."""
 
     def on_reset(self, member: "Member", position: Position, reason: str) -> None:
         """What follows `position` does not continue what came before."""

@@ -1,11 +1,10 @@
 """One client's connection.
 
-The library keeps the handshake, control frames, fragments, closing and every unusual frame. Whole, unmasked in
-no time and met a thousand times a second are only short text frames: those take a path of their own, straight
-from `data_received`, with the same result.
+The library keeps the handshake, control frames, fragments, closing and every unusual frame. What comes a
+thousand times a second are whole text frames: those take a path of their own, straight from `data_received`,
+with the same result and the same close codes.
 """
 
-import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -181,8 +180,7 @@ class Connection(ServerConnection):
             if end > size or length > self._max_bytes:
                 break
             at = end
-            self._on_text(apply_mask(data[start:end], data[start - 4 : start]))
-            if not self._direct:
+            if not self._on_text(apply_mask(data[start:end], data[start - 4 : start])):
                 break
         if at < size:
             self._through_library(data[at:] if at else data)
@@ -202,12 +200,11 @@ class Connection(ServerConnection):
             session.end()
             self._direct = False
             return
-        waits_in = protocol.parser.gi_yieldfrom
-        while waits_in is not None and waits_in.gi_yieldfrom is not None:
+        waits_in: Any = protocol.parser
+        while waits_in.gi_yieldfrom is not None:
             waits_in = waits_in.gi_yieldfrom
         self._direct = (
-            waits_in is not None
-            and waits_in.gi_code is _AT_FRAME_BORDER
+            waits_in.gi_code is _AT_FRAME_BORDER
             and protocol.current_size is None
             and not protocol.reader.buffer
         )
@@ -229,24 +226,26 @@ class Connection(ServerConnection):
                 self._fragments.clear()
                 self._on_text(whole)
 
-    def _on_text(self, payload: bytes) -> None:
+    def _on_text(self, payload: bytes) -> bool:
+        """Carry out a whole frame; False where the connection is open no more."""
         session = self.session
         if session is None:
-            return
+            return False
         if not payload.isascii():
             try:
                 payload.decode()
             except UnicodeDecodeError as error:
                 self.fail(CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}")
-                return
+                return False
         command = self._decode(payload)
-        if type(command) is not list:
-            session.handle(command)  # type: ignore[arg-type]
-            return
-        for each in command:
-            session.handle(each)
-            if session.closed:
-                return
+        if isinstance(command, list):
+            for each in command:
+                session.handle(each)
+                if session.closed:
+                    break
+        else:
+            session.handle(command)
+        return not session.closed
 
     # What goes out
 

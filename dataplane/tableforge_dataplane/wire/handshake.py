@@ -1,8 +1,8 @@
 """Who gets past the handshake, and how those who don't are told.
 
-Cheap questions come first: is this instance leaving, does Redis answer, is there room. Programs get plain HTTP.
-A browser shows its page nothing of that, so a request with an `Origin` is accepted, told `error`, and closed,
-unless too many of those are being told already.
+Cheap questions come first: is this instance leaving, does Redis answer, is there room. Programs get plain
+HTTP. A browser shows its page nothing of that, so a request with an `Origin` is accepted, told `error`, and
+closed, unless too many of those are being told already.
 """
 
 import http

@@ -1,0 +1,1 @@
+"""What things cost. Each file runs by itself: `python -m benchmarks.rooms`."""
