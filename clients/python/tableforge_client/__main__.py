@@ -32,13 +32,13 @@ from tableforge_client import (
 _TOKEN_SECONDS = 3600
 
 
-def development_token(user: str, secret: str) -> str:
-    """A JWT for `user`, signed with HS256 as the service's own would be, good for an hour."""
+def development_token(user: str, secret: str, *, seconds: int = _TOKEN_SECONDS) -> str:
+    """A JWT for `user` that is good for `seconds`, signed with HS256 as the service's own would be."""
 
     def part(raw: bytes) -> str:
         return base64.urlsafe_b64encode(raw).decode().rstrip("=")
 
-    claims = {"sub": user, "exp": int(time.time()) + _TOKEN_SECONDS}
+    claims = {"sub": user, "exp": int(time.time()) + seconds}
     head = part(b'{"alg":"HS256","typ":"JWT"}') + "." + part(json.dumps(claims).encode())
     return head + "." + part(hmac.new(secret.encode(), head.encode(), hashlib.sha256).digest())
 
