@@ -1,9 +1,9 @@
 """CPU per delivery and per message of one instance, from /proc, at durability Memory.
 
 `python -m benchmarks.rooms` runs: one room of 500 members with 4 and with 16 messages outstanding, 200 rooms
-of 5 with one outstanding each, and connections that only connect and stay. Redis's own CPU is given beside the
-instance's. Everything is on loopback, so the system's share includes half of what the clients' sockets cost;
-compare runs on one machine only.
+of 5 with one outstanding each, and connections that only connect and stay. Redis's own CPU is given beside
+the instance's. Everything is on loopback, so the system's share includes half of what the clients' sockets
+cost; compare runs on one machine only.
 """
 
 import argparse

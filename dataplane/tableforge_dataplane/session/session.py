@@ -216,7 +216,7 @@ class Session:
         self._identity = identity
         self._guest = guest
         self._user_json = b',"from":' + _json(identity.user) + b',"data":'
-        # Guests share one scope: a guest who reconnects has another name, and its resends must still be known.
+        # Guests share one scope: who reconnects has another name, and its resends must still be known.
         user = b"" if guest else identity.user.encode()
         # a length in front: no user and key can look like another user's
         self._user_key = b"k:%d:%b:" % (len(user), user)
