@@ -13,6 +13,11 @@ from tableforge_dataplane.registry.registry import ThisInstance
 LOOK_EVERY_SECONDS: Final = 0.25
 """How often an instance that waits looks whether what it waits for is there."""
 
+USUAL_SECONDS: Final = 1.0
+"""A start takes this long at most where nothing is missing: until then it looks more often and says nothing."""
+
+LOOK_AT_FIRST_EVERY_SECONDS: Final = 0.02
+
 _log = EventLog("readiness")
 
 Condition = Callable[[], str | None]
@@ -58,8 +63,12 @@ class Readiness:
 
     async def start(self) -> None:
         """Wait until everything is there. Says what is missing whenever that changes."""
+        began = time.monotonic()
         told: list[str] = []
         while waiting := self.waiting_for():
+            if time.monotonic() - began < USUAL_SECONDS:
+                await asyncio.sleep(LOOK_AT_FIRST_EVERY_SECONDS)
+                continue
             if waiting != told:
                 _log.warning("waiting", waiting_for=waiting)
                 told = waiting
