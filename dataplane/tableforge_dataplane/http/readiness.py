@@ -14,7 +14,7 @@ LOOK_EVERY_SECONDS: Final = 0.25
 """How often an instance that waits looks whether what it waits for is there."""
 
 USUAL_SECONDS: Final = 1.0
-"""A start takes this long at most where nothing is missing: until then it looks more often and says nothing."""
+"""A start takes no longer where nothing is missing: until then it looks more often and says nothing."""
 
 LOOK_AT_FIRST_EVERY_SECONDS: Final = 0.02
 
