@@ -1,12 +1,20 @@
 """The instances' environment: whole, and understood by the data plane."""
 
 from pathlib import Path
+from typing import Any
 
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from tableforge_dataplane.contract import settings
 from tableforge_dataplane.contract.settings import Settings
+from tableforge_operator.api import Duration, load
 from tableforge_operator.decide.resources.config_map import config_map
 from tests.operator.model import expected
 from tests.operator.model.expected import metadata
+from tests.operator.model.fields import FIELDS, RAISED_MINIMUM
 
+METADATA = {"name": "tables", "namespace": "games", "uid": "u-1"}
 DEFAULTS = {
     "AUTH_REQUIRED": "false",
     "CLEANUP_INTERVAL": "60000",
@@ -49,14 +57,14 @@ def test_a_cluster_of_defaults(cluster):
 
 
 def test_the_data_plane_reads_what_is_rendered(cluster):
-    settings = Settings.from_environment(config_map(cluster())["data"])
-    assert settings.redis.host == "tables-redis.games.svc"
-    assert settings.redis.durability == "Disk"
-    assert settings.redis.password.file == Path("/var/run/tableforge/redis/password")
-    assert settings.http.fleet_key.file == Path("/var/run/tableforge/fleet/key")
-    assert settings.websocket.ping_interval_seconds == 30
-    assert settings.auth.required is False
-    assert settings.warnings == ()
+    found = Settings.from_environment(config_map(cluster())["data"])
+    assert found.redis.host == "tables-redis.games.svc"
+    assert found.redis.durability == "Disk"
+    assert found.redis.password.file == Path("/var/run/tableforge/redis/password")
+    assert found.http.fleet_key.file == Path("/var/run/tableforge/fleet/key")
+    assert found.websocket.ping_interval_seconds == 30
+    assert found.auth.required is False
+    assert found.warnings == ()
 
 
 def test_every_field_arrives_at_the_data_plane(cluster):
@@ -120,3 +128,32 @@ def test_an_external_redis_without_a_password_gets_no_file(cluster):
     assert "REDIS_PASSWORD_FILE" not in data
     assert data["TABLEFORGE_REDIS_DURABILITY"] == "Memory"
     assert data["REDIS_DB"] == "0"
+
+
+def values(setting: str) -> st.SearchStrategy[Any]:
+    spec, default = settings.specs()[setting]
+    low, high = max(spec.minimum or 0, RAISED_MINIMUM.get(setting, 0)), spec.maximum or 0
+    numbers = st.integers(int(low), int(high))
+    if spec.unit is settings.Unit.MILLISECONDS:
+        # Six digits and a unit are what can be written.
+        return numbers.map(lambda n: f"{n}ms" if n <= 999_999 else f"{n // 1000}s")
+    return numbers if isinstance(default, int) else st.just(default)
+
+
+@given(chosen=st.fixed_dictionaries({}, optional={name: values(name) for name in FIELDS}))
+def test_the_data_plane_takes_whatever_the_crd_lets_through(chosen):
+    spec: dict[str, Any] = {"auth": {"required": False}, "redis": {"external": {"host": "r"}}}
+    for setting, value in chosen.items():
+        *groups, field = FIELDS[setting].split(".")
+        place = spec
+        for group in groups:
+            place = place.setdefault(group, {})
+        place[field] = value
+    security = load({"metadata": METADATA, "spec": spec}).spec.security
+    assume(security.max_messages_per_minute >= security.max_messages_per_second)  # the CRD's rule
+    built = config_map(load({"metadata": METADATA, "spec": spec}))
+    found = Settings.from_environment(built["data"])
+    for setting, value in chosen.items():
+        group, field = setting.split(".")
+        arrived = getattr(getattr(found, group), field)
+        assert arrived == (Duration.parse(value).seconds if setting.endswith("_seconds") else value)
