@@ -9,6 +9,7 @@ import asyncio
 import os
 import random
 import time
+from pathlib import Path
 
 from tests.support.ledger import Ledger
 from tests.support.processes import DataplaneFleet, DataplaneProcess
@@ -83,6 +84,21 @@ class Breaker:
         which = f" {instance.instance}" if "redis" not in kind else ""
         self.done.append(kind)
         print(f"{time.monotonic() - self._began:6.2f} s  {kind}{which}, away for {away_seconds:.2f} s")
+
+
+async def test_the_ledger_notices_a_redis_that_forgets(tmp_path: Path, dataplane: DataplaneFleet) -> None:
+    async with RedisServer(tmp_path / "forgetful", appendfsync=None) as redis:
+        instances = await dataplane(redis, 2)
+        urls = [instance.url for instance in instances]
+        async with Ledger(urls, members=2, rooms=3, seed=1) as ledger:
+            await ledger.publish(60, over_seconds=1)
+            await redis.kill9()
+            await redis.start()
+            await ledger.publish(60, over_seconds=1)
+            await ledger.settle(timeout_seconds=1)
+    verdict = ledger.check()
+    assert len(verdict.resets) == 6, verdict.describe()
+    assert all("log_lost" in told for told in verdict.resets)
 
 
 async def test_no_acknowledged_message_is_lost_doubled_or_out_of_order(
