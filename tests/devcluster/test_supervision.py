@@ -14,7 +14,7 @@ import pytest
 
 from devcluster import ComponentDied, Devcluster, DevclusterError, StartFailed, detached
 from devcluster.supervision import folders
-from devcluster.supervision.process import start_time
+from devcluster.supervision.process import children, start_time
 from tests.support.kubectl import Kubectl
 
 WAIT_SECONDS = 30.0
@@ -234,3 +234,40 @@ def test_a_register_that_others_may_write_is_refused(own_register: Path) -> None
     folder.chmod(0o777)
     with pytest.raises(DevclusterError, match="nobody else may enter"):
         folders.clear_leftovers()
+
+
+@pytest.mark.cluster
+@pytest.mark.parametrize("victim", ["owner", "supervisor", "agent"])
+def test_pods_do_not_survive(own_register: Path, tmp_path: Path, victim: str) -> None:
+    images = tmp_path / "images.json"
+    images.write_text(json.dumps({"busybox": {"command": ["/bin/sh"]}}))
+    kubeconfig = tmp_path / "kubeconfig"
+    with subprocess.Popen(
+        [sys.executable, "-m", "devcluster", "run", "--images", images, "--kubeconfig", kubeconfig],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as owner:
+        assert owner.stdout is not None
+        for line in owner.stdout:
+            if "export KUBECONFIG" in line:
+                break
+        kubectl = Kubectl(kubeconfig)
+        # A process that leaves its session and its parent, as daemons do.
+        kubectl("run", "pod", "--image=busybox", "--", "-c", "setsid sleep 601 & sleep 602")
+        kubectl("wait", "--for=condition=Ready", "pod/pod", "--timeout=30s")
+        pids = recorded(own_register)
+        below = descendants(pids["supervisor"])
+        commands = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in below]
+        assert any(b"sleep 601" in command for command in commands)
+        watched = Watched([pids["supervisor"], *below])
+        os.kill({"owner": owner.pid, **pids}[victim], signal.SIGKILL)
+        assert watched.all_end()
+        watched.close()
+
+
+def descendants(pid: int) -> list[int]:
+    """Every process below one."""
+    below = []
+    for child in children(pid):
+        below += [child, *descendants(child)]
+    return below
