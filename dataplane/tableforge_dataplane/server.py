@@ -1,6 +1,7 @@
 """One instance, put together: the message path, and what keeps it registered, observed and ready."""
 
 import asyncio
+import contextlib
 from typing import Final
 
 from websockets.asyncio.server import Server as WebsocketServer
@@ -100,6 +101,7 @@ class Server:
             timeout_seconds=settings.websocket.pong_timeout_seconds,
         )
         self._connections: set[Connection] = set()
+        self._empty = asyncio.Event()
         self._listener: WebsocketServer | None = None
         self._starting: asyncio.Task[None] | None = None
         self.port = 0
@@ -169,7 +171,9 @@ class Server:
             if left > 0 and len(open_ones) * CLOSES_PER_STEP_SECONDS < left:
                 # fewer connections than steps: one a step, with longer steps
                 await self._close_acknowledged(open_ones[:1])
-                await asyncio.sleep(left / (len(open_ones) + 1))
+                with contextlib.suppress(TimeoutError):
+                    # who has nobody left needn't wait for a step's end
+                    await asyncio.wait_for(self._empty.wait(), left / (len(open_ones) + 1))
             else:
                 await self._close_acknowledged(open_ones[:count])
                 await asyncio.sleep(CLOSES_PER_STEP_SECONDS)
@@ -233,6 +237,7 @@ class Server:
     def opened(self, connection: Connection) -> None:
         """From a connection."""
         self._connections.add(connection)
+        self._empty.clear()
         self.metrics.connections += 1
         self._heartbeat.add(connection)
 
@@ -247,6 +252,8 @@ class Server:
     def lost(self, connection: Connection) -> None:
         """From a connection."""
         self._connections.discard(connection)
+        if not self._connections:
+            self._empty.set()
         self.metrics.connections -= 1
         if connection.refusal is not None:
             self._admission.told -= 1

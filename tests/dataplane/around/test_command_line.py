@@ -202,9 +202,21 @@ async def test_sigterm_ends_an_instance_with_0_and_takes_it_out_of_the_registry(
     assert two.running
 
 
+async def test_a_drain_ends_when_the_last_client_has_gone(
+    redis_server: RedisServer, dataplane: DataplaneFleet
+) -> None:
+    [one] = await dataplane(redis_server, 1, TABLEFORGE_SCALING_DRAIN_TIMEOUT="600000")
+    async with connect(one.url) as client:
+        ended = asyncio.create_task(one.sigterm(timeout_seconds=20))
+        await client.wait_closed()
+        assert client.close_code == 1012
+        assert await ended == 0
+    assert "drain_cut_short" not in one.output()
+
+
 async def test_a_second_signal_stops_at_once(redis_server: RedisServer, dataplane: DataplaneFleet) -> None:
     [one] = await dataplane(redis_server, 1, TABLEFORGE_SCALING_DRAIN_TIMEOUT="600000")
-    async with connect(one.url):
+    async with connect(one.url), connect(one.url):
         assert one._child is not None
         one._child.send(signal.SIGTERM)
         await until_ready_answers(503, one)
