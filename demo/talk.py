@@ -68,18 +68,21 @@ async def person(
     The Service picks the instance, so it may take a few connections until it is another one.
     """
 
+    away = False
+
     def on_state(change: StateChange) -> None:
-        if change.state is State.RECONNECTING:
+        nonlocal away
+        if change.state is State.RECONNECTING and not away:
+            away = True
             screen.say(f"{name:<5} lost its connection to {change.instance}: reconnecting")
-        elif change.state is State.CONNECTED and settled:
+        elif change.state is State.CONNECTED and away:
+            away = False
             screen.say(f"{name:<5} is back, on {change.instance}")
 
-    settled = False
     for _ in range(50):
         async with connect(url, on_state=on_state) as client:
             if client.instance in elsewhere:
                 continue
-            settled = True
             someone = Person(name, client, await client.join(room), screen)
             screen.say(f"{name:<5} is connected to {client.instance}")
             listening = asyncio.create_task(someone.listen())
