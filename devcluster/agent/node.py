@@ -55,16 +55,22 @@ class Node:
 
     async def _lift_not_ready(self) -> None:
         """Take off the taint with which every node is born: the controller that would is not run here."""
-        taints = self.object["spec"].get("taints") or []
-        left = [taint for taint in taints if taint["key"] != "node.kubernetes.io/not-ready"]
-        if left != taints:
-            # The version makes this a conflict where somebody taints the node at the same moment.
-            version = self.object["metadata"]["resourceVersion"]
-            await self._api.patch(
-                path_of("nodes", None, self._settings.node_name),
-                {"metadata": {"resourceVersion": version}, "spec": {"taints": left}},
-                MERGE,
-            )
+        path = path_of("nodes", None, self._settings.node_name)
+        while True:
+            taints = self.object["spec"].get("taints") or []
+            left = [taint for taint in taints if taint["key"] != "node.kubernetes.io/not-ready"]
+            if left == taints:
+                return
+            # The version makes this a conflict where somebody changes the node at the same moment.
+            version = {"resourceVersion": self.object["metadata"]["resourceVersion"]}
+            try:
+                await self._api.patch(path, {"metadata": version, "spec": {"taints": left}}, MERGE)
+            except ApiError as error:
+                if error.status != 409:
+                    raise
+                self.object = await self._api.get(path)
+            else:
+                return
 
     async def _write_status(self) -> None:
         now = clock.stamp(clock.now())

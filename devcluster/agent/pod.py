@@ -191,6 +191,7 @@ class PodRunner:
             await asyncio.gather(*beside, life, deletion, *self._tasks.values(), return_exceptions=True)
             if self.pod_ip:
                 self._context.addresses.give_back(self.pod_ip)
+                self.pod_ip = ""
             for container in self.containers:
                 for log in container.logs:
                     log.close()

@@ -48,7 +48,10 @@ class Route:
 def routes(
     services: Sequence[Object], pods: Sequence[Object], *, node_ip: str, api_server: Backend
 ) -> dict[Listen, Route]:
-    """Every address and port to listen on. The Service of the API server leads to the real one."""
+    """Every address and port to listen on. The Service of the API server leads to the real one.
+
+    A Service without backends has none: connections to it are refused, as kube-proxy does.
+    """
     by_namespace: dict[str, list[Object]] = collections.defaultdict(list)
     for pod in pods:
         by_namespace[pod["metadata"]["namespace"]].append(pod)
@@ -67,6 +70,8 @@ def routes(
             if port.get("protocol", "TCP") != "TCP":
                 continue
             found = [api_server] if is_api else backends(service, port, by_namespace[metadata["namespace"]])
+            if not found:
+                continue
             route = Route(f"{metadata['namespace']}/{metadata['name']}", tuple(found), affinity)
             result[address, port["port"]] = route
             if port.get("nodePort"):
@@ -126,9 +131,9 @@ class _Side(asyncio.Protocol):
         """Whether this side has said that it sends no more."""
         self.lost = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+    def connection_made(self, transport: Any) -> None:
         self.transport = transport
-        self.transport.set_write_buffer_limits(high=BUFFER_BYTES)
+        transport.set_write_buffer_limits(high=BUFFER_BYTES)
 
     def data_received(self, data: bytes) -> None:
         self.other.transport.write(data)
@@ -158,47 +163,63 @@ class _Side(asyncio.Protocol):
             self.other.transport.resume_reading()
 
 
-class _Client(_Side):
-    """The client's side, which exists before there is a backend's."""
+class _Arriving(asyncio.Protocol):
+    """A client for whom a backend is being found: what it says meanwhile waits."""
 
     def __init__(self, balancer: Balancer, tasks: set[asyncio.Task[None]]) -> None:
-        super().__init__()
         self._balancer = balancer
         self._tasks = tasks
-        self._connected = False
+        self._early: list[bytes] = []
+        self._ended = False
+        self._lost = False
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        super().connection_made(transport)
-        self.transport.pause_reading()
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
         task = asyncio.get_running_loop().create_task(self._connect())
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
+    def data_received(self, data: bytes) -> None:
+        # Not already when it is made: uvloop starts to read after that whatever was said.
+        self._transport.pause_reading()
+        self._early.append(data)
+
+    def eof_received(self) -> bool:
+        self._ended = True
+        return True
+
     def connection_lost(self, error: Exception | None) -> None:
-        if self._connected:
-            super().connection_lost(error)
-        self.lost = True
+        self._lost = True
 
     async def _connect(self) -> None:
         loop = asyncio.get_running_loop()
-        peer = self.transport.get_extra_info("peername")
+        peer = self._transport.get_extra_info("peername")
         client = peer[0] if peer else ""
         for backend in self._balancer.order(client):
-            side = _Side()
-            side.other = self
+            near, far = _Side(), _Side()
+            near.other, far.other = far, near
+            near.connection_made(self._transport)
             try:
                 async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                    await loop.create_connection(lambda side=side: side, backend.address, backend.port)  # type: ignore[misc]
+                    await loop.create_connection(lambda far=far: far, backend.address, backend.port)  # type: ignore[misc]
             except (OSError, TimeoutError):
                 continue  # a pod that just went: the next one
-            if self.lost:
-                side.transport.abort()
+            if self._lost:
+                far.transport.abort()
                 return
-            self.other, self._connected = side, True
             self._balancer.chosen(client, backend)
-            self.transport.resume_reading()
+            self._hand_over(near)
             return
-        self.transport.abort()
+        self._transport.abort()
+
+    def _hand_over(self, near: _Side) -> None:
+        self._transport.set_protocol(near)
+        for data in self._early:
+            near.data_received(data)
+        if self._ended:
+            near.eof_received()
+        elif self._early:
+            self._transport.resume_reading()
 
 
 class ServiceProxy:
@@ -277,7 +298,7 @@ class ServiceProxy:
         loop = asyncio.get_running_loop()
         try:
             self._servers[listen] = await loop.create_server(
-                lambda: _Client(balancer, self._connecting),
+                lambda: _Arriving(balancer, self._connecting),
                 *listen,
                 family=socket.AF_INET,
                 backlog=BACKLOG,
