@@ -284,7 +284,7 @@ class Kube:
     ) -> Object:
         """JSON merge patch: maps are merged, lists are replaced as a whole.
 
-        Raises ConflictError where `metadata.uid` or `metadata.resourceVersion` in it are not the current ones.
+        Raises ConflictError where `metadata.uid` or `metadata.resourceVersion` in it are others.
         """
         query = {"fieldManager": field_manager, "fieldValidation": "Strict"}
         path = resource.path(namespace, name)

@@ -29,6 +29,7 @@ ADOPTIONS_PER_SECOND: Final = 20.0
 """How fast a restarted operator applies what it finds, so that a start with many clusters is no storm."""
 ADOPTIONS_BURST: Final = 40
 
+_HEAD: Final = frozenset({"apiVersion", "kind", "metadata"})
 _SET_BACK_MANAGER: Final = f"{FIELD_MANAGER}-set-back"
 
 _RETRY_SECONDS: Final[dict[RefusalReason, tuple[float, float]]] = {
@@ -88,7 +89,7 @@ class Children:
         self._store.put(after, notify=False)
         return Outcome(key=key, result=result)
 
-    async def _apply_over(self, wanted: Apply, live: Object) -> Object:
+    async def _apply_over(self, wanted: Apply, live: Object) -> dict[str, Any]:
         metadata = {**wanted.obj["metadata"], "uid": live["metadata"]["uid"]}
         obj = {**wanted.obj, "metadata": metadata}
         try:
@@ -96,16 +97,14 @@ class Children:
         except InvalidError:
             if wanted.reason not in ("Drifted", "Adopted"):
                 raise
-            # Somebody changed what an element of a list is known by, such as a port's number: it is theirs now,
-            # and our own beside it makes the object invalid.
+            # Somebody changed what an element of a list is known by, such as a port's number: it is theirs
+            # now, and our own beside it makes the object invalid.
             await self._set_back_lists(obj, live)
             return await self._without_set_back(await self._kube.apply(obj, force=True))
 
     async def _set_back_lists(self, obj: Object, live: Object) -> None:
         """Replace what we render as a whole, lists included, as a field manager of its own."""
-        rendered = {
-            name: value for name, value in obj.items() if name not in ("apiVersion", "kind", "metadata")
-        }
+        rendered = {name: value for name, value in obj.items() if name not in _HEAD}
         await self._kube.merge(
             resource_of(obj["apiVersion"], obj["kind"]),
             obj["metadata"]["namespace"],
@@ -114,7 +113,7 @@ class Children:
             field_manager=_SET_BACK_MANAGER,
         )
 
-    async def _without_set_back(self, after: Object) -> Object:
+    async def _without_set_back(self, after: Object) -> dict[str, Any]:
         """Give up that manager's fields: later applies could else remove none of them."""
         rest = [
             entry for entry in after["metadata"]["managedFields"] if entry["manager"] != _SET_BACK_MANAGER

@@ -198,8 +198,13 @@ async def test_a_paused_cluster_is_not_written(
     operator = await operators()
     await apply_as(kube, "user", external(namespace))
     await created(kube, namespace, number=6)
-    async with operator.turning(2):
-        kubectl(installed.kubeconfig, "annotate", "-n", namespace, "wsc/tables", "tableforge.io/paused=true")
+    start = audit.position()
+    kubectl(installed.kubeconfig, "annotate", "-n", namespace, "wsc/tables", "tableforge.io/paused=true")
+
+    async def seen() -> bool:
+        return any(entry["objectRef"]["resource"] == "websocketclusters" for entry in audit.requests(start))
+
+    await until(seen, what="the operator has read the annotation")
     start = audit.position()
     async with operator.turning():
         kubectl(installed.kubeconfig, "scale", "-n", namespace, "deployment/tables-a", "--replicas=4")
