@@ -77,7 +77,7 @@ local max_count, max_bytes = tonumber(ARGV[3]), tonumber(ARGV[4])
 if seq - first + 1 >= max_count + 32 or total - cut > max_bytes
     or now - oldest > max_age + math.max(1000, max_age / 32) then
   local keep_bytes = max_bytes * 7 / 8
-  local start, kept = '-', nil
+  local start, kept = '-', false
   while not kept do
     local keys = {}
     local page = redis.call('XRANGE', log, start, '+', 'COUNT', 64)
@@ -87,7 +87,7 @@ if seq - first + 1 >= max_count + 32 or total - cut > max_bytes
       local stored = seconds * 1000 + ms
       if entry_seq == seq or (seq - entry_seq < max_count and total - entry_before <= keep_bytes
           and now - stored <= max_age) then
-        kept = entry[1]
+        kept = true
         first, cut, oldest = entry_seq, entry_before, stored
         break
       end
@@ -102,7 +102,8 @@ if seq - first + 1 >= max_count + 32 or total - cut > max_bytes
     end
   end
   if kept then
-    redis.call('XTRIM', log, 'MINID', kept)
+    -- by count, which is known: 6.2's MINID takes the entry it names along now and then
+    redis.call('XTRIM', log, 'MAXLEN', seq - first + 1)
     redis.call('HSET', meta, 'f', first, 'h', cut, 'a', oldest)
   end
 end
