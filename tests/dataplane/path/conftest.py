@@ -1,8 +1,10 @@
 """Instances in this process, on a real Redis and real sockets, and the peers that talk to them."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Callable
 
 import pytest
+import uvloop
 
 from tests.dataplane.path.instances import Instances, Peers
 
@@ -25,3 +27,8 @@ async def peers() -> AsyncIterator[Peers]:
         yield made
     finally:
         await made.close()
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The event loop that an instance runs on."""
+    return {"uvloop": uvloop.new_event_loop}
