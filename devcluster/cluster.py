@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,9 @@ from .toolchain import PROGRAMS, Binaries, find, obtain
 DEFAULT_NODE_NAME = "devcluster"
 STOP_TIMEOUT_SECONDS = 60.0
 """The supervisor needs at most 15 s for the agent and 5 s for each program; after that it is killed."""
+SUPERVISOR = (sys.executable, "-m", "devcluster.supervision")
+LINE_LIMIT_BYTES = 1024 * 1024
+"""Of what a supervisor says: the end of a log, at most."""
 
 
 class Devcluster:
@@ -74,7 +76,8 @@ class Devcluster:
             if error is None:
                 raise
             # It explains what went wrong in the block, and must not replace it.
-            error.add_note(str(death))
+            if error is not death:
+                error.add_note(str(death))
 
     async def start(self) -> None:
         """Start the cluster; builds its programs first where that was never done.
@@ -98,7 +101,7 @@ class Devcluster:
         )
         self._supervisor = await spawn_supervisor(order)
         try:
-            self._ready = await until_ready(self._supervisor, self._on_step)
+            self._ready = await until_ready(reader(self._supervisor), self._on_step)
         except BaseException:
             await self._end(orderly=False)
             raise
@@ -277,14 +280,12 @@ def make_order(
 async def spawn_supervisor(order: messages.Order) -> asyncio.subprocess.Process:
     """Start a supervisor and give it its order."""
     supervisor = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-m",
-        "devcluster.supervision",
+        *SUPERVISOR,
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         env=own_environment(),
         start_new_session=True,
-        limit=1024 * 1024,
+        limit=LINE_LIMIT_BYTES,
     )
     writer(supervisor).write(messages.encode(order) + b"\n")
     await writer(supervisor).drain()
@@ -305,11 +306,9 @@ def writer(supervisor: asyncio.subprocess.Process) -> asyncio.StreamWriter:
     return supervisor.stdin
 
 
-async def until_ready(
-    supervisor: asyncio.subprocess.Process, on_step: Callable[[str], None] | None
-) -> messages.Ready:
+async def until_ready(events: asyncio.StreamReader, on_step: Callable[[str], None] | None) -> messages.Ready:
     """Follow the start. Raises StartFailed."""
-    while line := await reader(supervisor).readline():
+    while line := await events.readline():
         event = messages.decode_event.decode(line)
         match event:
             case messages.Starting():
@@ -321,6 +320,4 @@ async def until_ready(
                 raise StartFailed(event.text)
             case messages.Stopped():
                 raise StartFailed("The cluster was told to end before it was ready.")
-    status = await supervisor.wait()
-    how = signal.Signals(-status).name if status < 0 else f"status {status}"
-    raise StartFailed(f"The supervisor ended before the cluster was ready ({how}).")
+    raise StartFailed("The supervisor ended before the cluster was ready.")

@@ -6,10 +6,11 @@ together with the process's start time: pids are used again.
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import os
 import select
 import signal
+import subprocess
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ import msgspec
 
 from .cluster import (
     DEFAULT_NODE_NAME,
+    LINE_LIMIT_BYTES,
     STOP_TIMEOUT_SECONDS,
+    SUPERVISOR,
     check_platform,
     make_order,
     obtain_binaries,
+    own_environment,
     read_images,
-    spawn_supervisor,
     until_ready,
 )
 from .errors import DevclusterError
@@ -63,26 +66,48 @@ async def up(
         return running
     binaries = await obtain_binaries()
     _make(state_dir)
-    supervisor = await spawn_supervisor(
-        make_order(
-            binaries,
-            images=read_images(images),
-            agent=agent,
-            node_name=node_name,
-            agent_arguments=agent_arguments,
-            data_dir=state_dir / "data",
-            kubeconfig=kubeconfig or state_dir / "kubeconfig",
-            state_dir=state_dir,
-            owner_pid=None,
-        )
+    order = make_order(
+        binaries,
+        images=read_images(images),
+        agent=agent,
+        node_name=node_name,
+        agent_arguments=agent_arguments,
+        data_dir=state_dir / "data",
+        kubeconfig=kubeconfig or state_dir / "kubeconfig",
+        state_dir=state_dir,
+        owner_pid=None,
     )
-    try:
-        return await until_ready(supervisor, on_step)
-    except BaseException:
-        with contextlib.suppress(ProcessLookupError):
-            supervisor.terminate()
-        await supervisor.wait()
-        raise
+    with _spawn() as supervisor:
+        if supervisor.stdin is None or supervisor.stdout is None:
+            raise AssertionError("both are pipes")
+        supervisor.stdin.write(messages.encode(order) + b"\n")
+        supervisor.stdin.flush()
+        events = asyncio.StreamReader(limit=LINE_LIMIT_BYTES)
+        protocol = asyncio.StreamReaderProtocol(events)
+        transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, supervisor.stdout)
+        try:
+            return await until_ready(events, on_step)
+        except BaseException:
+            supervisor.stdin.close()
+            # Until it has cleaned up.
+            await events.read()
+            raise
+        finally:
+            transport.close()
+
+
+def _spawn() -> subprocess.Popen[bytes]:
+    """A supervisor that forks and leaves at once: what goes on is nobody's child.
+
+    Until the cluster is ready, the pipe to it is its lifeline all the same.
+    """
+    return subprocess.Popen(
+        SUPERVISOR,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=own_environment(),
+        start_new_session=True,
+    )
 
 
 def _make(state_dir: Path) -> None:

@@ -11,7 +11,7 @@ class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What cluster is wanted: the first line on the supervisor's stdin.
 
     A second line, `stop`, ends the cluster in good order. The end of the file without it means that the owner
-    died.
+    died; a detached cluster minds that only until it is ready.
     """
 
     etcd: str

@@ -272,16 +272,22 @@ class _Ending:
         loop = asyncio.get_running_loop()
         handle = os.pidfd_open(owner)
         loop.add_reader(handle, self._owner_died, handle)
-        loop.add_reader(sys.stdin.fileno(), self._owner_spoke)
+
+    def listen_to_pipe(self) -> None:
+        asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._pipe_spoke)
+
+    def leave_pipe(self) -> None:
+        """From here on nobody at the other end is needed."""
+        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
 
     def _owner_died(self, handle: int) -> None:
         asyncio.get_running_loop().remove_reader(handle)
         os.close(handle)
         self.ask(orderly=False)
 
-    def _owner_spoke(self) -> None:
+    def _pipe_spoke(self) -> None:
         said = os.read(sys.stdin.fileno(), 4096)
-        asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
+        self.leave_pipe()
         self.ask(orderly=said.startswith(b"stop"))
 
 
@@ -291,6 +297,7 @@ async def supervise(order: messages.Order) -> messages.Event:
     ending = _Ending()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         loop.add_signal_handler(number, ending.ask, True)
+    ending.listen_to_pipe()
     if order.owner_pid is not None:
         try:
             ending.listen_to_owner(order.owner_pid)
@@ -326,6 +333,8 @@ async def _run(supervisor: Supervisor, order: messages.Order, ending: _Ending) -
         ready = start.result()
     except StartFailed as error:
         return messages.Failed(started=False, text=str(error))
+    if order.owner_pid is None:
+        ending.leave_pipe()
     with _state_file(order, ready):
         tell(ready)
         trouble = await supervisor.watch(until=ending.asked)
@@ -360,9 +369,11 @@ def _log_to(path: Path) -> None:
 
 def main() -> int:
     """Read the order, run the cluster; the exit status tells whether it ended as asked."""
-    become_subreaper()
-    # A terminal's signals are for the owner.
     order = messages.decode_order.decode(sys.stdin.buffer.readline())
+    if order.owner_pid is None and os.fork() != 0:
+        # Detached: nobody's child, so that nobody has to wait for it.
+        os._exit(0)
+    become_subreaper()
     try:
         event = asyncio.run(supervise(order))
     except Exception as error:

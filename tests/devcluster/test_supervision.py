@@ -206,6 +206,24 @@ async def test_up_stays_and_down_ends_it(own_register: Path, tmp_path: Path) -> 
     assert sorted(path.name for path in folder.iterdir()) == ["data"]
 
 
+@pytest.mark.cluster
+def test_an_up_that_is_killed_leaves_nothing(own_register: Path, tmp_path: Path) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "devcluster", "up", "--no-agent", "--state-dir", tmp_path / "state"],
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as up:
+        assert up.stdout is not None
+        for line in up.stdout:
+            if "kube-apiserver" in line:
+                break
+        watched = Watched(list(recorded(own_register).values()))
+        up.kill()
+        assert watched.all_end()
+        watched.close()
+    assert detached.status(tmp_path / "state") is None
+
+
 def test_a_stray_process_of_a_dead_cluster_is_killed(
     own_register: Path, stray: subprocess.Popen[bytes]
 ) -> None:

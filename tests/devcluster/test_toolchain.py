@@ -16,7 +16,7 @@ from devcluster import ToolchainUnavailable
 from devcluster.toolchain import PROGRAMS, find, locate, obtain, versions
 from devcluster.toolchain.progress import Progress
 
-# Behaves as Go does towards the build: says its version, lists packages, names what it compiles, writes files.
+# Behaves as Go does towards the build: says its version, lists packages, names what it compiles, writes files
 GO = """#!/bin/sh
 echo "$@" >> {calls}
 case "$1" in
