@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import ConnectionClosed
 
 from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.registry.registry import ThisInstance, new_boot_id
@@ -139,9 +140,11 @@ class Peer:
     async def closed(self, *, within: float = 10.0) -> int | None:
         """The close code, once the connection is closed; frames that come first are skipped."""
         async with asyncio.timeout(within):
-            async for _ in self.socket:
-                pass
-        return self.socket.close_code
+            try:
+                while True:
+                    await self.socket.recv()
+            except ConnectionClosed:
+                return self.socket.close_code
 
 
 class Peers:

@@ -207,21 +207,27 @@ def client_frame(
 
 
 texts = st.one_of(
-    st.sampled_from([b"", b"{}", "höher".encode(), "\U0001f600".encode(), b"x" * 125, b"x" * 126, b"x" * 999]),
+    st.sampled_from(
+        [b"", b"{}", "höher".encode(), "\U0001f600".encode(), b"x" * 125, b"x" * 126, b"x" * 999]
+    ),
     st.text(max_size=200).map(str.encode),
 )
 good = st.one_of(
     texts.map(client_frame),
     texts.map(lambda text: client_frame(text, long_length=True)),
-    st.binary(max_size=4, min_size=4).flatmap(lambda mask: texts.map(lambda text: client_frame(text, mask=mask))),
+    st.binary(max_size=4, min_size=4).flatmap(
+        lambda mask: texts.map(lambda text: client_frame(text, mask=mask))
+    ),
     st.binary(max_size=60).map(lambda data: client_frame(data, opcode=9)),
     st.binary(max_size=60).map(lambda data: client_frame(data, opcode=10)),
     # a message in three fragments, with a ping between them
     texts.map(
-        lambda text: client_frame(text[:5], fin=False)
-        + client_frame(b"still there?", opcode=9)
-        + client_frame(text[5:7], opcode=0, fin=False)
-        + client_frame(text[7:], opcode=0)
+        lambda text: (
+            client_frame(text[:5], fin=False)
+            + client_frame(b"still there?", opcode=9)
+            + client_frame(text[5:7], opcode=0, fin=False)
+            + client_frame(text[7:], opcode=0)
+        )
     ),
 )
 odd = st.one_of(

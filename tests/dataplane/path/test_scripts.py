@@ -24,9 +24,7 @@ class Room:
         self._tags = random.Random(7)
 
     async def join(self, *, max_age_ms: int = HOUR_MS) -> tuple[int, bytes]:
-        seq, tag = await self.client.eval(
-            JOIN.text, 2, ADDRESS.meta, ADDRESS.log, self.tag(), max_age_ms
-        )
+        seq, tag = await self.client.eval(JOIN.text, 2, ADDRESS.meta, ADDRESS.log, self.tag(), max_age_ms)
         return seq, tag
 
     async def publish(

@@ -1,0 +1,429 @@
+"""Every command's answers, every error and close code, on one instance."""
+
+import asyncio
+import json
+from typing import Any
+
+import pytest
+from websockets.exceptions import InvalidStatus
+
+from tableforge_dataplane.contract.settings import Secret
+from tableforge_dataplane.security.tokens import mint
+from tests.dataplane.path.instances import Instances, Peers, until
+from tests.support.redis import RedisServer
+
+KEY = "0123456789abcdef0123456789abcdef"
+AUTH: dict[str, Any] = {"auth": {"required": True, "jwt_secret": Secret(value=KEY)}}
+
+
+def token(user: str = "ada", *, seconds: float = 60, rights: dict[str, list[str]] | None = None) -> str:
+    return mint(KEY, user=user, lifetime_seconds=seconds, rights=rights)
+
+
+async def test_a_member_gets_its_own_message_and_its_acknowledgement_with_one_position(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    assert ada.welcome["instance"] == "instance-1"
+    assert ada.welcome["maxPayloadBytes"] == 102_400
+    joined = await ada.join("lobby")
+    assert joined["id"] == "join"
+    assert "recovered" not in joined
+    await ada.publish("lobby", {"höhe": [1, None, "\U0001f600"]})
+    frames = {frame["type"]: frame for frame in (await ada.hear(), await ada.hear())}
+    message, ack = frames["message"], frames["ack"]
+    assert message["data"] == {"höhe": [1, None, "\U0001f600"]}
+    assert (message["event"], message["from"], message["room"]) == ("said", ada.welcome["user"], "lobby")
+    assert (ack["id"], ack["pos"], ack["seq"]) == (1, message["pos"], 1)
+    assert message["seq"] == 1
+    await ada.say({"type": "leave", "id": "x", "room": "lobby"})
+    assert await ada.hear() == {"type": "left", "id": "x", "room": "lobby"}
+
+
+async def test_commands_of_an_array_run_in_order_even_behind_a_join(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    publish = {"type": "publish", "room": "lobby", "event": "said"}
+    await ada.say(
+        {"type": "join", "id": 1, "room": "lobby"},
+        *({**publish, "id": 2 + number, "data": number} for number in range(5)),
+        {"type": "leave", "id": 7, "room": "lobby"},
+        {"type": "join", "id": 8, "room": "lobby"},
+    )
+    heard = []
+    while not heard or heard[-1].get("id") != 8:
+        heard.append(await ada.hear())
+    assert [frame["id"] for frame in heard if "id" in frame and frame["type"] != "ack"] == [1, 7, 8]
+    assert [frame["type"] for frame in heard[:1]] == ["joined"]
+    await ada.silent()
+
+
+async def test_without_echo_the_acknowledgement_takes_the_copys_place(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    one, two = await instances(redis_server, 2)
+    ada, bob = await peers(one), await peers(two)
+    await ada.join("lobby")
+    await bob.join("lobby")
+    for number in range(30):
+        await ada.publish("lobby", number, echo=number % 2 == 0)
+        await bob.publish("lobby", -number)
+    places = []
+    while len(places) < 60:
+        frame = await ada.hear()
+        quiet = frame["type"] == "ack" and frame["id"] % 2 == 0
+        if frame["type"] == "message" or quiet:
+            places.append(frame["seq"])
+    assert places == list(range(1, 61))
+    heard = [message["data"] for message in await bob.messages(60)]
+    assert [number for number in heard if number > 0] == list(range(1, 30))
+
+
+async def test_a_volatile_message_has_no_place_and_is_not_recovered(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    one, two = await instances(redis_server, 2)
+    ada, bob = await peers(one), await peers(two)
+    position = (await ada.join("lobby"))["pos"]
+    await bob.join("lobby")
+    ack = await ada.published("lobby", "typing", volatile=True, echo=False)
+    assert ack == {"type": "ack", "id": 1, "room": "lobby"}
+    message = await bob.hear_type("message")
+    assert message["data"] == "typing"
+    assert "seq" not in message
+    assert "pos" not in message
+    await ada.silent()
+    carl = await peers(two)
+    joined = await carl.join("lobby", position)
+    assert joined["recovered"] is True
+    await carl.silent()
+
+
+@pytest.mark.parametrize(
+    ("frame", "code", "says"),
+    [
+        ("{", "bad_frame", "not valid JSON"),
+        ("17", "bad_frame", "must be a JSON object"),
+        ("[]", "bad_frame", "1 to 100"),
+        (json.dumps([{"type": "ping"}] * 101), "bad_frame", "101 commands"),
+        ('{"room":"lobby"}', "bad_type", "must be a string"),
+        ('{"type":"dance"}', "bad_type", "`dance` is no type"),
+        ('{"type":"direct","to":"bob","event":"x","data":1}', "bad_type", "not available in this version"),
+        ('{"type":"received","pos":"1-1"}', "bad_type", "not available in this version"),
+        ('{"type":"presence","room":"lobby"}', "bad_type", "not available in this version"),
+        ('{"type":"history","room":"lobby"}', "bad_type", "not available in this version"),
+        ('{"type":"join"}', "bad_room", "must be a string"),
+        ('{"type":"join","room":""}', "bad_room", "1 to 128 characters"),
+        ('{"type":"join","room":"a b"}', "bad_room", "1 to 128 characters"),
+        ('{"type":"join","room":"@"}', "bad_room", "1 to 128 characters"),
+        (json.dumps({"type": "join", "room": "x" * 129}), "bad_room", "1 to 128 characters"),
+        ('{"type":"join","room":"lobby","pos":7}', "bad_pos", "`pos`"),
+        ('{"type":"join","room":"lobby","pos":"seven"}', "bad_pos", "`pos`"),
+        ('{"type":"join","room":"lobby","id":[]}', "bad_frame", "`id`"),
+        ('{"type":"leave","room":"elsewhere"}', "not_joined", "join"),
+        ('{"type":"publish","room":"elsewhere","event":"e","data":1}', "not_joined", "join"),
+        ('{"type":"publish","room":"lobby","event":"","data":1}', "bad_event", "1 to 50"),
+        (
+            json.dumps({"type": "publish", "room": "lobby", "event": "e" * 51, "data": 1}),
+            "bad_event",
+            "1 to 50",
+        ),
+        ('{"type":"publish","room":"lobby","data":1}', "bad_event", "1 to 50"),
+        ('{"type":"publish","room":"lobby","event":"e"}', "bad_data", "`data`"),
+        ('{"type":"publish","room":"lobby","event":"e","data":1e999}', "bad_data", "1e999"),
+        ('{"type":"publish","room":"lobby","event":"e","data":[9007199254740993]}', "bad_data", "string"),
+        (
+            '{"type":"publish","room":"lobby","event":"e","data":' + "1" * 5000 + "}",
+            "bad_data",
+            "a double can't hold",
+        ),
+        ('{"type":"publish","room":"lobby","event":"e","data":"\\ud800"}', "bad_data", "surrogate"),
+        ('{"type":"publish","room":"lobby","event":"e","data":NaN}', "bad_data", "not JSON"),
+        (
+            '{"type":"publish","room":"lobby","event":"e","data":' + "[" * 64 + "]" * 64 + "}",
+            "bad_data",
+            "64 deep",
+        ),
+        (
+            '{"type":"publish","room":"lobby","event":"e","data":' + "[" * 9000 + "]" * 9000 + "}",
+            "bad_frame",
+            "64",
+        ),
+        ('{"type":"publish","room":"lobby","event":"e","data":1,"key":""}', "bad_frame", "`key`"),
+        ('{"type":"publish","room":"lobby","event":"e","data":1,"since":"1-1"}', "bad_frame", "`key`"),
+        (
+            '{"type":"publish","room":"lobby","event":"e","data":1,"key":"k","since":"x"}',
+            "bad_pos",
+            "`since`",
+        ),
+        ('{"type":"publish","room":"lobby","event":"e","data":1,"echo":1}', "bad_frame", "`echo`"),
+    ],
+)
+async def test_what_is_wrong_is_named_and_costs_the_connection_nothing(
+    redis_server: RedisServer, instances: Instances, peers: Peers, frame: str, code: str, says: str
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    await ada.join("lobby")
+    await ada.socket.send(frame)
+    error = await ada.hear_type("error")
+    assert error["code"] == code
+    assert says in error["message"]
+    assert (await ada.published("lobby", "still here"))["seq"] == 1
+
+
+async def test_numbers_and_depths_that_everybody_can_read_are_taken_as_they_are(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    await ada.join("lobby")
+    for data in (
+        "9007199254740992",
+        "-9007199254740992",
+        "0.12345678901234567890",
+        "1e308",
+        "1180591620717411303424",
+        '"12345678901234567890123"',
+        "[" * 63 + "]" * 63,
+        '{"a":"\\ud83d\\ude00"}',
+        '" \\u0000 "',
+    ):
+        await ada.socket.send(f'{{"type":"publish","room":"lobby","event":"e","data":{data}}}')
+        frame = await ada.socket.recv()
+        assert f'"data":{data}}}' in str(frame)
+
+
+async def test_an_answer_repeats_the_id_of_what_it_answers(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    for identifier in (0, 17, 1.5, "a" * 64, "ä"):
+        await ada.say({"type": "ping", "id": identifier, "unknown": {"field": 1}})
+        assert (await ada.hear_type("pong"))["id"] == identifier
+        await ada.say({"type": "leave", "room": "nowhere", "id": identifier})
+        error = await ada.hear_type("error")
+        assert (error["id"], error["command"], error["room"]) == (identifier, "leave", "nowhere")
+
+
+async def test_too_many_frames_without_a_meaning_end_the_connection(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    for _ in range(21):
+        await ada.socket.send("nonsense")
+    assert await ada.closed() == 4400
+
+
+@pytest.mark.parametrize(
+    ("payload", "code"), [(b"\x00", 1003), ("x" * 102_401, 1009)], ids=["binary", "too large"]
+)
+async def test_frames_that_websockets_forbid_close_as_the_rfc_says(
+    redis_server: RedisServer, instances: Instances, peers: Peers, payload: Any, code: int
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    await ada.socket.send(payload)
+    assert await ada.closed() == code
+    await until(lambda: one.metrics.connections == 0)
+
+
+async def test_text_that_is_not_utf8_closes_with_1007(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    await ada.socket.send(b'{"type":"ping","id":"\xff"}', text=True)
+    assert await ada.closed() == 1007
+
+
+async def test_more_rooms_than_allowed_are_refused(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, security={"max_rooms_per_connection": 2})
+    ada = await peers(one)
+    await ada.join("a")
+    await ada.join("b")
+    await ada.join("b")
+    await ada.say({"type": "join", "room": "c"})
+    assert (await ada.hear_type("error"))["code"] == "too_many_rooms"
+    await ada.say({"type": "leave", "room": "a"})
+    assert (await ada.hear_type("left"))["room"] == "a"
+    await ada.join("c")
+
+
+async def test_the_rate_limit_says_when_to_go_on_and_closes_who_never_does(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(
+        redis_server, security={"max_messages_per_second": 5, "max_messages_per_minute": 1000}
+    )
+    ada, bob = await peers(one), await peers(one)
+    for number in range(6):
+        await ada.say({"type": "ping", "id": number})
+    for number in range(5):
+        assert (await ada.hear())["id"] == number
+    error = await ada.hear_type("error")
+    assert (error["code"], error["id"], error["command"]) == ("rate_limited", 5, "ping")
+    assert 0 < error["retryAfter"] <= 1
+    await asyncio.sleep(error["retryAfter"])
+    await ada.silent()
+    for _ in range(2):
+        await ada.say(*({"type": "ping"} for _ in range(60)))
+    assert await ada.closed() == 4429
+    await bob.silent()
+
+
+async def test_bytes_are_counted_per_user_over_all_connections(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, security={"max_bytes_per_second": 40_000}, **AUTH)
+    headers = {"Authorization": f"Bearer {token()}"}
+    first, second = await peers(one, additional_headers=headers), await peers(one, additional_headers=headers)
+    await first.join("lobby")
+    await second.join("lobby")
+    await first.published("lobby", "x" * 30_000)
+    await second.publish("lobby", "x" * 30_000)
+    error = await second.until("error")
+    assert error["code"] == "rate_limited"
+    await asyncio.sleep(error["retryAfter"] + 0.01)
+    await second.published("lobby", "x" * 30_000)
+
+
+async def test_a_token_comes_by_header_by_subprotocol_or_in_the_first_frame(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, **AUTH)
+    by_header = await peers(one, additional_headers={"Authorization": f"Bearer {token('h')}"})
+    by_protocol = await peers(one, subprotocols=["tableforge.v1", f"bearer.{token('p')}"])
+    by_frame = await peers(one, welcome=False, subprotocols=["tableforge.v1"])
+    await by_frame.say({"type": "auth", "token": token("f")})
+    by_frame.welcome = await by_frame.hear_type("welcome")
+    assert [peer.welcome["user"] for peer in (by_header, by_protocol, by_frame)] == ["h", "p", "f"]
+    assert by_header.socket.subprotocol is None
+    assert by_protocol.socket.subprotocol == by_frame.socket.subprotocol == "tableforge.v1"
+
+
+async def test_whoever_has_no_valid_token_is_told_and_closed(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, websocket={"auth_timeout_seconds": 0.2}, **AUTH)
+    with pytest.raises(InvalidStatus) as refused:
+        await peers(one, additional_headers={"Authorization": "Bearer nonsense"})
+    assert refused.value.response.status_code == 401
+    assert await peers_error(await peers(one, welcome=False)) == ("unauthorized", 4401)
+    in_browser = await peers(
+        one, welcome=False, origin="http://shop.example", subprotocols=["tableforge.v1", "bearer.nonsense"]
+    )
+    assert await peers_error(in_browser) == ("unauthorized", 4401)
+    by_frame = await peers(one, welcome=False)
+    await by_frame.say({"type": "auth", "token": "nonsense", "id": 1})
+    assert await peers_error(by_frame) == ("unauthorized", 4401)
+    impatient = await peers(one, welcome=False)
+    await impatient.say({"type": "join", "room": "lobby"})
+    assert await peers_error(impatient) == ("unauthorized", 4401)
+
+
+async def peers_error(peer: Any) -> tuple[str, int]:
+    error = await peer.hear_type("error")
+    return error["code"], await peer.closed()
+
+
+async def test_rights_decide_about_joining_and_publishing(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, **AUTH)
+    rights = {"join": ["game:*", "news"], "publish": ["game:*"]}
+    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(rights=rights)}"})
+    await ada.join("game:1")
+    await ada.join("news")
+    await ada.published("game:1", 1)
+    await ada.publish("news", 1)
+    error = await ada.until("error")
+    assert (error["code"], error["room"]) == ("forbidden", "news")
+    await ada.say({"type": "join", "room": "secret"})
+    assert (await ada.hear_type("error"))["code"] == "forbidden"
+
+
+async def test_renewing_a_token_keeps_the_user_and_checks_the_rooms_again(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, **AUTH)
+    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(seconds=1)}"})
+    await ada.join("a")
+    await ada.join("b")
+    await ada.say({"type": "auth", "token": token("bob"), "id": 1})
+    assert (await ada.hear_type("error"))["code"] == "forbidden"
+    await ada.say({"type": "auth", "token": token(rights={"join": ["a"], "publish": ["a"]}), "id": 2})
+    assert (await ada.hear_type("authenticated"))["user"] == "ada"
+    assert (await ada.hear_type("error"))["room"] == "b"
+    assert (await ada.hear_type("left"))["room"] == "b"
+    await asyncio.sleep(1.5)  # the first token's time is over, the second one's isn't
+    await ada.published("a", "still here")
+
+
+async def test_a_token_that_runs_out_ends_the_connection(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, **AUTH)
+    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(seconds=1)}"})
+    error = await ada.hear_type("error")
+    assert error["code"] == "unauthorized"
+    assert await ada.closed() == 4401
+
+
+async def test_a_full_instance_refuses_with_503_and_tells_browsers_with_1013(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, websocket={"max_connections": 1})
+    ada = await peers(one)
+    with pytest.raises(InvalidStatus) as refused:
+        await peers(one)
+    assert refused.value.response.status_code == 503
+    assert int(refused.value.response.headers["Retry-After"]) > 0
+    in_browser = await peers(one, welcome=False, origin="http://shop.example")
+    assert await peers_error(in_browser) == ("unavailable", 1013)
+    await ada.silent()
+    await ada.socket.close()
+    await until(lambda: one.metrics.connections == 0)
+    await peers(one)
+
+
+async def test_without_a_key_file_nobody_gets_in_until_it_is_there(
+    redis_server: RedisServer, instances: Instances, peers: Peers, tmp_path: Any
+) -> None:
+    file = tmp_path / "secret"
+    auth = {"required": True, "jwt_secret": Secret(file=file)}
+    (one,) = await instances(redis_server, wait_until_ready=False, auth=auth)
+    with pytest.raises(InvalidStatus) as refused:
+        await peers(one, additional_headers={"Authorization": f"Bearer {token()}"})
+    assert refused.value.response.status_code == 503
+    file.write_text(KEY)
+    await until(lambda: one.ready)
+    await peers(one, additional_headers={"Authorization": f"Bearer {token()}"})
+
+
+async def test_an_unknown_subprotocol_alone_is_refused(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    with pytest.raises(InvalidStatus) as refused:
+        await peers(one, subprotocols=["graphql-ws"])
+    assert refused.value.response.status_code == 400
+
+
+async def test_a_connection_whose_other_end_is_silent_is_closed(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(
+        redis_server, websocket={"ping_interval_seconds": 0.1, "pong_timeout_seconds": 0.2}
+    )
+    ada, silent = await peers(one), await peers(one)
+    silent.socket.transport.pause_reading()
+    await until(lambda: one.metrics.connections == 1)
+    await ada.silent()
