@@ -27,14 +27,16 @@ from tableforge_operator.kube import (
     NotFoundError,
     TooManyRequestsError,
 )
-from tableforge_operator.observe.fleet import FleetReader
+from tableforge_operator.observe.fleet import FleetReader, addressees
 from tableforge_operator.observe.store import ClusterKey, Store
 from tableforge_operator.workqueue import WorkQueue
 
 WORKERS: Final = 8
 """Clusters that are worked on at the same time."""
 FLEET_READ_EVERY_SECONDS: Final = 1.0
-"""A fleet is not asked more often than this, however many events there are."""
+"""A fleet is not asked more often than this while the same instances are ready, whatever else happens."""
+FLEET_READ_APART_SECONDS: Final = 0.2
+"""Nor more often than this when they change."""
 GATHER_SECONDS: Final = 0.05
 """How long a change of a child waits for others: what happens to pods happens in bursts."""
 RESYNC_SECONDS: Final = 600.0
@@ -96,6 +98,10 @@ class Reconciler:
         if removed and key in self._clusters:
             # Perhaps because the cluster itself went, and its event was lost.
             self._stale.add(key)
+            memory = self._memories.get(key)
+            for child, refusal in list(memory.refusals.items() if memory is not None else ()):
+                if memory is not None and refusal.reason == "WaitingForDeletion":
+                    del memory.refusals[child]
         self.queue.add(key, delay_seconds=GATHER_SECONDS)
 
     async def _resync(self) -> None:
@@ -206,23 +212,29 @@ class Reconciler:
     async def _observe_fleet(
         self, key: ClusterKey, cluster: Object, memory: Memory, secrets: DerivedSecrets
     ) -> None:
-        now = asyncio.get_running_loop().time()
-        if memory.fleet_asked_at is not None and now - memory.fleet_asked_at < FLEET_READ_EVERY_SECONDS:
-            return
         try:
             typed = api.load(cluster)
         except api.InvalidClusterError:
             return
         if typed.paused or typed.deletion_timestamp is not None:
             return
-        memory.fleet_asked_at = now
         of_cluster = tuple(self.store.of_cluster(key))
+        whom = addressees(
+            (obj for obj in of_cluster if obj["kind"] == "Pod"),
+            (obj for obj in of_cluster if obj["kind"] == "Deployment" and _owned(obj, memory.uid)),
+        )
+        now = asyncio.get_running_loop().time()
+        if memory.fleet_asked_at is not None:
+            age = now - memory.fleet_asked_at
+            if whom == memory.fleet_asked and age < FLEET_READ_EVERY_SECONDS:
+                return
+            if age < FLEET_READ_APART_SECONDS:
+                # What was heard before instances became ready, or ceased to be, says nothing of now.
+                await asyncio.sleep(FLEET_READ_APART_SECONDS - age)
+        memory.fleet_asked_at, memory.fleet_asked = now, whom
         memory.fleet = await self._fleets.read(
             typed,
-            pods=(obj for obj in of_cluster if obj["kind"] == "Pod"),
-            deployments=(
-                obj for obj in of_cluster if obj["kind"] == "Deployment" and _owned(obj, memory.uid)
-            ),
+            addressees=whom,
             fleet_key=secrets.fleet_key,
             previous=memory.fleet,
         )

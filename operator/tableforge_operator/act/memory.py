@@ -3,6 +3,7 @@
 import dataclasses
 
 from tableforge_operator.decide.snapshot import Applied, ChildKey, FleetView, Refusal
+from tableforge_operator.observe.fleet import Addressees
 
 
 @dataclasses.dataclass(kw_only=True)
@@ -20,5 +21,7 @@ class Memory:
     fleet: FleetView = FleetView()
     fleet_asked_at: float | None = None
     """When the fleet was last asked (monotonic)."""
+    fleet_asked: Addressees | None = None
+    """Who could be asked then."""
     told: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
     """When each Event, by reason and message, was last told (monotonic)."""

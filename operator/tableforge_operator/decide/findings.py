@@ -8,7 +8,7 @@ from typing import Final
 from tableforge_dataplane.contract.fleet import RedisState
 from tableforge_operator.api import WebSocketCluster, names
 from tableforge_operator.decide import ownership
-from tableforge_operator.decide.snapshot import ChildKey, Object, Snapshot
+from tableforge_operator.decide.snapshot import ChildKey, FleetView, Object, Snapshot
 
 MESSAGE_LIMIT: Final = 1000
 """Characters of a message. Parts of it come from pods, which may say anything."""
@@ -103,7 +103,7 @@ def redis_away(redis: RedisState | None) -> Iterator[Finding]:
 def silence(snapshot: Snapshot, deployment: Object | None, *, monotonic: float) -> Iterator[Finding]:
     """Instances that are ready by Kubernetes's word and don't answer the operator."""
     ready = ((deployment or {}).get("status") or {}).get("readyReplicas", 0)
-    if ready and redis_of(snapshot, monotonic=monotonic) is None:
+    if ready and not _fleet_known(snapshot.fleet, monotonic):
         why = snapshot.fleet.failures[0] if snapshot.fleet.failures else "none of them has an address yet"
         yield Finding(
             reason="FleetUnreachable",
@@ -115,9 +115,13 @@ def silence(snapshot: Snapshot, deployment: Object | None, *, monotonic: float) 
 def redis_of(snapshot: Snapshot, *, monotonic: float) -> RedisState | None:
     """How Redis is by the instances' word; None where no instance has told."""
     view = snapshot.fleet
-    if view.fleet is not None and monotonic - view.fleet_at <= FLEET_MEMORY_SECONDS:
+    if view.fleet is not None and _fleet_known(view, monotonic):
         return view.fleet.redis
     return view.healths[0].redis if view.healths else None
+
+
+def _fleet_known(view: FleetView, monotonic: float) -> bool:
+    return view.fleet is not None and monotonic - view.fleet_at <= FLEET_MEMORY_SECONDS
 
 
 def waiting_for(snapshot: Snapshot) -> str | None:

@@ -5,6 +5,7 @@ only when it is what the contract says.
 """
 
 import asyncio
+import dataclasses
 import random
 from collections.abc import Iterable, Sequence
 from typing import Final, TypeVar
@@ -67,13 +68,12 @@ class FleetReader:
         self,
         cluster: WebSocketCluster,
         *,
-        pods: Iterable[Object],
-        deployments: Iterable[Object],
+        addressees: "Addressees",
         fleet_key: str,
         previous: FleetView,
     ) -> FleetView:
         """Ask the instances of a cluster. The last word of a fleet that is silent now stays in the answer."""
-        ready, waiting = _addressees(pods, deployments)
+        ready, waiting = list(addressees.ready), addressees.waiting
         self._rng.shuffle(ready)
         async with self._turn:
             fleet, failures, key_missing = await self._fleet(ready[:FLEET_ATTEMPTS], fleet_key)
@@ -179,10 +179,16 @@ class FleetReader:
         return answer
 
 
-def _addressees(
-    pods: Iterable[Object], deployments: Iterable[Object]
-) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """Name and address of the instances that are ready, and of those that run and are not.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Addressees:
+    """Whom to ask: name and address of the instances that are ready, and of those that run and are not."""
+
+    ready: tuple[tuple[str, str], ...]
+    waiting: tuple[tuple[str, str], ...]
+
+
+def addressees(pods: Iterable[Object], deployments: Iterable[Object]) -> Addressees:
+    """The instances among pods.
 
     Only pods of the cluster's own Deployments: a ReplicaSet controls the pod, and its name is made of the
     Deployment's and of the pod's template hash.
@@ -210,4 +216,4 @@ def _addressees(
             for condition in state.get("conditions") or ()
         )
         (ready if is_ready else waiting).append((metadata["name"], address))
-    return ready, waiting
+    return Addressees(ready=tuple(ready), waiting=tuple(waiting))

@@ -113,6 +113,9 @@ async def test_an_edited_field_is_set_back_and_others_additions_stay(
 
     mended = await until(set_back, what="the port is 3001 again")
     assert mended["metadata"]["labels"]["theirs"] == "stays"
+    assert "tableforge-operator-set-back" not in [
+        entry["manager"] for entry in mended["metadata"]["managedFields"]
+    ]
     assert mended["metadata"]["annotations"] == {"cloud.example/balancer": "stays"}
 
     async def told() -> bool:
