@@ -1,10 +1,12 @@
 """Fixtures for all tests: a Redis and data-plane processes of one's own."""
 
-from collections.abc import AsyncIterator, Generator
+from collections.abc import AsyncIterator, Generator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from demo.images import image_table
 from tests.support.processes import DataplaneFleet
 from tests.support.redis import RedisServer
 
@@ -40,3 +42,9 @@ async def dataplane(tmp_path: Path) -> AsyncIterator[DataplaneFleet]:
         yield fleet
     finally:
         await fleet.stop()
+
+
+@pytest.fixture(scope="session")
+def devcluster_images() -> Mapping[str, Any]:
+    """What the shared devcluster can run: the product's images as `make demo` runs them."""
+    return image_table()
