@@ -97,7 +97,11 @@ class Container:
             name=spec["name"],
             role=role,
             image=spec["image"],
-            state=Waiting("PodInitializing" if role == "main" else "ContainerCreating"),
+            state=Waiting(
+                "PodInitializing"
+                if role == "main" and side.pod["spec"].get("initContainers")
+                else "ContainerCreating"
+            ),
         )
         if previous is not None and previous.get("containerID"):
             self._resume(previous)

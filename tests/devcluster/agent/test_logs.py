@@ -1,6 +1,6 @@
 """`kubectl logs`."""
 
-import datetime
+import datetime as dt
 import os
 import subprocess
 
@@ -48,10 +48,10 @@ def test_logs_are_cut_as_asked(kubectl: Kubectl) -> None:
     first = kubectl("logs", "talker", "--timestamps").splitlines()[0]
     moment, _, text = first.partition(" ")
     assert text == "line 1"
-    age = datetime.datetime.now(datetime.UTC) - datetime.datetime.fromisoformat(moment)
-    assert datetime.timedelta(0) < age < datetime.timedelta(seconds=60)
+    age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(moment)
+    assert dt.timedelta(0) < age < dt.timedelta(seconds=60)
     assert kubectl("logs", "talker", "--since=1h") != ""
-    later = (datetime.datetime.now(datetime.UTC) + datetime.timedelta(seconds=5)).strftime(
+    later = (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=5)).strftime(
         "%Y-%m-%dT%H:%M:%SZ"
     )
     assert kubectl("logs", "talker", f"--since-time={later}") == ""

@@ -21,8 +21,8 @@ pytestmark = pytest.mark.cluster
 def test_a_crash_loop_backs_off(kubectl: Kubectl) -> None:
     script = "date +%s.%N; echo the reason > /dev/termination-log; exit 7"
     kubectl.apply(pod("crash", shell(script)))
-    waiting = eventually(lambda: status_of(kubectl, "crash")["state"]["waiting"])
-    assert waiting["reason"] == "CrashLoopBackOff"
+    eventually(lambda: status_of(kubectl, "crash")["state"]["waiting"]["reason"] == "CrashLoopBackOff")
+    waiting = status_of(kubectl, "crash")["state"]["waiting"]
     assert waiting["message"].startswith(f"back-off {BACKOFF_SECONDS}s restarting failed container=main")
     status = status_of(kubectl, "crash")
     assert status["restartCount"] == 1, "the first restart comes at once"

@@ -1,0 +1,141 @@
+"""How pods end: with grace, with their namespace, with the agent, and with a crash of the agent."""
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from devcluster import Devcluster
+from devcluster.errors import DevclusterError
+from tests.devcluster.agent.conftest import IMAGES
+from tests.devcluster.agent.workloads import deployment, event_messages, eventually, pod, shell, wait_ready
+from tests.support.kubectl import Kubectl
+
+pytestmark = pytest.mark.cluster
+
+TRAP = (
+    'trap "echo TERM >> /out/log; sleep 1; echo end >> /out/log; exit 0" TERM; while true; do sleep 0.1; done'
+)
+
+
+def processes_with(mark: str) -> list[int]:
+    """The processes of this machine that have a word on their command line or in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            with contextlib.suppress(OSError):
+                text = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                if mark.encode() in text:
+                    found.append(int(entry.name))
+    return found
+
+
+def test_a_deleted_pod_sees_pre_stop_then_sigterm_then_has_its_grace(
+    kubectl: Kubectl, tmp_path: Path
+) -> None:
+    volume = {"name": "out", "hostPath": {"path": str(tmp_path)}}
+    hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo preStop >> /out/log; sleep 1"]}}}
+    container = shell(TRAP, volumeMounts=[{"name": "out", "mountPath": "/out"}], lifecycle=hook)
+    kubectl.apply(pod("leaver", container, volumes=[volume]))
+    wait_ready(kubectl, "pod/leaver")
+    started = time.monotonic()
+    kubectl("delete", "pod", "leaver", "--grace-period=20", "--timeout=30s")
+    assert (tmp_path / "log").read_text().split() == ["preStop", "TERM", "end"]
+    assert 2 <= time.monotonic() - started < 10, "preStop and the end take a second each"
+    assert event_messages(kubectl, "leaver", "Killing") == ["Stopping container main"]
+
+
+def test_who_ignores_sigterm_is_killed_when_the_grace_is_over(kubectl: Kubectl) -> None:
+    kubectl.apply(pod("stubborn", shell('trap "" TERM; while true; do sleep 0.1; done')))
+    wait_ready(kubectl, "pod/stubborn")
+    started = time.monotonic()
+    kubectl("delete", "pod", "stubborn", "--grace-period=3", "--timeout=30s")
+    assert 2.5 <= time.monotonic() - started < 8
+
+
+def test_a_sleeping_pre_stop_needs_no_shell(kubectl: Kubectl) -> None:
+    container = shell("exec sleep 1000", lifecycle={"preStop": {"sleep": {"seconds": 2}}})
+    kubectl.apply(pod("sleeper", container))
+    wait_ready(kubectl, "pod/sleeper")
+    kubectl("delete", "pod", "sleeper", "--wait=false", "--grace-period=4")
+    time.sleep(1)
+    assert kubectl.get("pod", "sleeper")["status"]["containerStatuses"][0]["state"].get("running")
+    kubectl("wait", "--for=delete", "pod/sleeper", "--timeout=30s")
+
+
+def test_a_shorter_grace_can_be_asked_for_later(kubectl: Kubectl) -> None:
+    kubectl.apply(pod("slow", shell('trap "" TERM; while true; do sleep 0.1; done')))
+    wait_ready(kubectl, "pod/slow")
+    kubectl("delete", "pod", "slow", "--grace-period=600", "--wait=false")
+    started = time.monotonic()
+    kubectl("delete", "pod", "slow", "--grace-period=1", "--timeout=30s")
+    assert time.monotonic() - started < 10
+
+
+def test_a_forced_deletion_ends_the_processes_too(kubectl: Kubectl) -> None:
+    mark = f"mark-{kubectl.namespace}"
+    kubectl.apply(pod("forced", shell(f": {mark}; sleep 1000 & sleep 1000")))
+    wait_ready(kubectl, "pod/forced")
+    assert eventually(lambda: processes_with(mark))
+    kubectl("delete", "pod", "forced", "--force", "--grace-period=0")
+    eventually(lambda: not processes_with(mark), within_seconds=10)
+
+
+def test_a_namespace_goes_with_everything_in_it(kubectl: Kubectl) -> None:
+    mark = f"mark-{kubectl.namespace}"
+    kubectl.apply(deployment("web", shell(f": {mark}; exec sleep 1000"), replicas=3))
+    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    started = time.monotonic()
+    kubectl("delete", "namespace", str(kubectl.namespace), "--timeout=40s")
+    assert time.monotonic() - started < 20
+    assert not processes_with(mark)
+
+
+@pytest.fixture
+def own_cluster() -> Iterator[tuple[Devcluster, asyncio.Runner]]:
+    """A cluster that may die."""
+    with asyncio.Runner() as runner:
+        cluster = Devcluster(images=IMAGES)
+        runner.run(cluster.start())
+        try:
+            yield cluster, runner
+        finally:
+            with contextlib.suppress(DevclusterError):  # its death is what the test is about
+                runner.run(cluster.stop())
+
+
+def agent_pid(cluster: Devcluster) -> int:
+    """The process of a cluster's agent."""
+    kubeconfig_dir = re.escape(str(cluster.logs_dir.parent))
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with contextlib.suppress(OSError):
+                words = (entry / "cmdline").read_bytes().decode().split("\0")
+                if "devcluster.agent" in words and any(re.search(kubeconfig_dir, word) for word in words):
+                    return int(entry.name)
+    raise LookupError("no agent is running")
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_survives_the_agent(
+    own_cluster: tuple[Devcluster, asyncio.Runner], number: signal.Signals
+) -> None:
+    cluster, _ = own_cluster
+    kubectl = Kubectl(cluster.kubeconfig, namespace="default")
+    mark = f"mark-{cluster.network.number}-{os.getpid()}"
+    script = f': {mark}; trap "" TERM; (sleep 1000 &) ; setsid sleep 1000 & while true; do sleep 1; done'
+    probe = {"exec": {"command": ["sh", "-c", f": {mark}; sleep 1000"]}, "timeoutSeconds": 500}
+    kubectl.apply(
+        deployment("web", shell(script, env=[{"name": "MARK", "value": mark}], livenessProbe=probe))
+    )
+    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    eventually(lambda: len(processes_with(mark)) >= 6)
+    pid = agent_pid(cluster)
+    os.kill(pid, number)
+    eventually(lambda: not processes_with(mark), within_seconds=10)
