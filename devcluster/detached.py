@@ -118,9 +118,10 @@ def down(state_dir: Path) -> bool:
     """End the cluster of a state folder, wait until nothing of it is left; False where none was running."""
     running = status(state_dir)
     if running is None:
-        # It may have been killed: its folders and its state file are still there then.
+        # It may have been killed: what it left is still there then.
         folders.clear_leftovers()
-        (state_dir / STATE_FILE).unlink(missing_ok=True)
+        for file in (STATE_FILE, "kubeconfig"):
+            (state_dir / file).unlink(missing_ok=True)
         return False
     try:
         handle = os.pidfd_open(running.supervisor_pid)

@@ -58,7 +58,8 @@ def children(parent: int) -> list[int]:
             continue
         try:
             fields = _stat_fields(int(entry.name))
-        except (FileNotFoundError, ProcessLookupError):
+        except (FileNotFoundError, ProcessLookupError, PermissionError):
+            # Gone since, or another user's on a machine that hides those.
             continue
         if int(fields[1]) == parent:
             found.append(int(entry.name))
