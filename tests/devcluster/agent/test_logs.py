@@ -51,9 +51,7 @@ def test_logs_are_cut_as_asked(kubectl: Kubectl) -> None:
     age = dt.datetime.now(dt.UTC) - dt.datetime.fromisoformat(moment)
     assert dt.timedelta(0) < age < dt.timedelta(seconds=60)
     assert kubectl("logs", "talker", "--since=1h") != ""
-    later = (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=5)).strftime(
-        "%Y-%m-%dT%H:%M:%SZ"
-    )
+    later = (dt.datetime.now(dt.UTC) + dt.timedelta(seconds=5)).strftime("%Y-%m-%dT%H:%M:%SZ")
     assert kubectl("logs", "talker", f"--since-time={later}") == ""
     with pytest.raises(KubectlError, match="previous terminated container"):
         kubectl("logs", "talker", "--previous")

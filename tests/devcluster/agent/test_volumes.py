@@ -67,7 +67,9 @@ def test_a_mounted_config_map_follows_its_object(kubectl: Kubectl) -> None:
 
 def test_an_optional_secret_may_come_later(kubectl: Kubectl) -> None:
     volume = {"name": "key", "secret": {"secretName": "later", "optional": True}}
-    script = "until [ -s /run/key/password ]; do sleep 0.1; done; cat /run/key/password; echo; exec sleep 1000"
+    script = (
+        "until [ -s /run/key/password ]; do sleep 0.1; done; cat /run/key/password; echo; exec sleep 1000"
+    )
     container = shell(script, volumeMounts=[{"name": "key", "mountPath": "/run/key"}])
     kubectl.apply(pod("patient", container, volumes=[volume]))
     wait_ready(kubectl, "pod/patient")
