@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -258,7 +259,7 @@ def streams(draw: Callable[[Any], Any]) -> list[bytes]:
     if draw(st.booleans()):
         stream += draw(odd) + b"".join(draw(st.lists(good, max_size=2)))
     cuts = sorted(draw(st.sets(st.integers(0, max(0, len(stream))), max_size=8)) | {0, len(stream)})
-    return [stream[begin:end] for begin, end in zip(cuts, cuts[1:], strict=False) if end > begin]
+    return [stream[begin:end] for begin, end in itertools.pairwise(cuts) if end > begin]
 
 
 @settings(max_examples=600, deadline=None, suppress_health_check=[HealthCheck.too_slow])

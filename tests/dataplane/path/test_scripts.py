@@ -212,7 +212,7 @@ async def test_where_memory_is_short_nothing_is_done_by_halves(room: Room) -> No
     await room.publish()
     before = await room.client.hgetall(ADDRESS.meta)
     await room.client.config_set("maxmemory", "1")
-    with pytest.raises(ResponseError, match="OOM|maxmemory"):
+    with pytest.raises(ResponseError, match=r"OOM|maxmemory"):
         await room.publish()
     assert await room.client.hgetall(ADDRESS.meta) == before
     assert len(await room.log()) == 1
