@@ -52,9 +52,12 @@ def path_of(resource: str, namespace: str | None = None, name: str | None = None
 class Api:
     """A connection to one API server."""
 
-    def __init__(self, *, server: str, context: ssl.SSLContext, headers: dict[str, str]) -> None:
+    def __init__(
+        self, *, server: str, context: ssl.SSLContext, headers: dict[str, str], tls_name: str | None = None
+    ) -> None:
         self.server = server
         """Its URL, without a path."""
+        self._tls_name = tls_name
         self._context = context
         self._headers = headers
         self._session: aiohttp.ClientSession | None = None
@@ -94,7 +97,8 @@ class Api:
             finally:
                 os.unlink(name)
         headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
-        return cls(server=cluster["server"].rstrip("/"), context=tls, headers=headers)
+        tls_name = cluster.get("tls-server-name")
+        return cls(server=cluster["server"].rstrip("/"), context=tls, headers=headers, tls_name=tls_name)
 
     @property
     def address(self) -> tuple[str, int]:
@@ -158,6 +162,7 @@ class Api:
                 params=query,
                 data=None if body is None else msgspec.json.encode(body),
                 headers={"Content-Type": content_type},
+                server_hostname=self._tls_name,
                 timeout=aiohttp.ClientTimeout(total=CALL_TIMEOUT_SECONDS),
             ) as response:
                 raw = await response.read()
@@ -179,7 +184,9 @@ class Api:
         }
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10, sock_read=WATCH_SECONDS + 30)
         try:
-            async with self._open().get(self.server + path, params=params, timeout=timeout) as response:
+            async with self._open().get(
+                self.server + path, params=params, timeout=timeout, server_hostname=self._tls_name
+            ) as response:
                 if response.status >= 400:
                     raise _error(response.status, await response.read())
                 rest = b""

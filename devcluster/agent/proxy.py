@@ -188,7 +188,7 @@ class _Arriving(asyncio.Protocol):
         self._ended = True
         return True
 
-    def connection_lost(self, error: Exception | None) -> None:
+    def connection_lost(self, _error: Exception | None) -> None:
         self._lost = True
 
     async def _connect(self) -> None:
@@ -318,6 +318,9 @@ class ServiceProxy:
         text = f"cannot listen on {address}:{port}: {self._refused[listen]}"
         if not may_listen_on(port):
             text += f"; ports below {first_open_port()} are not for ordinary users: use a higher one"
+        if route.backends == (Backend(*self._api.address),):
+            journal.info("api_service_not_served", reason=text)  # pods are told another address
+            return
         journal.warning("service_not_served", service=route.service, reason=text)
         for service in services:
             metadata = service["metadata"]

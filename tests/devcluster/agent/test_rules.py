@@ -206,7 +206,17 @@ def test_names_are_as_dns_would_have_them() -> None:
     own = [line.split() for line in service_lines(services, pods, "n")]
     assert own == [
         ["127.0.0.1", "local.n.svc.cluster.local", "local.n.svc", "local.n", "local"],
-        ["127.1.0.2", "db-0.peers.n.svc.cluster.local", "db-0.peers.n.svc", "db-0.peers.n", "db-0.peers", "peers.n.svc.cluster.local", "peers.n.svc", "peers.n", "peers"],
+        [
+            "127.1.0.2",
+            "db-0.peers.n.svc.cluster.local",
+            "db-0.peers.n.svc",
+            "db-0.peers.n",
+            "db-0.peers",
+            "peers.n.svc.cluster.local",
+            "peers.n.svc",
+            "peers.n",
+            "peers",
+        ],
         ["127.9.0.9", "web.n.svc.cluster.local", "web.n.svc", "web.n", "web"],
     ]
     assert not any("web" in line.split() for line in service_lines(services, pods, "other"))

@@ -1,0 +1,191 @@
+"""The agent by itself: an API server that goes away, its own restart, a machine that refuses namespaces."""
+
+import asyncio
+import contextlib
+import json
+import shutil
+import signal
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from devcluster import Devcluster
+from tests.devcluster.agent.conftest import IMAGES
+from tests.devcluster.agent.workloads import (
+    Manifest,
+    deployment,
+    eventually,
+    pod,
+    shell,
+    status_of,
+    wait_ready,
+)
+from tests.support.kubectl import Kubectl
+
+pytestmark = pytest.mark.cluster
+
+
+class Line:
+    """A TCP connection to the API server that can be cut and mended."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self._target = (host, port)
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self.port = 0
+
+    async def mend(self) -> None:
+        self._server = await asyncio.start_server(self._carry, "127.0.0.1", self.port)
+        self.port = self._server.sockets[0].getsockname()[1]
+
+    async def cut(self) -> None:
+        assert self._server is not None
+        self._server.close()
+        for writer in self._writers:
+            writer.transport.abort()
+
+    async def _carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        far_reader, far_writer = await asyncio.open_connection(*self._target)
+        ends = {writer, far_writer}
+        self._writers |= ends
+
+        async def one_way(source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+            with contextlib.suppress(OSError):
+                while data := await source.read(65536):
+                    target.write(data)
+                    await target.drain()
+            target.close()
+
+        await asyncio.gather(one_way(reader, far_writer), one_way(far_reader, writer))
+        self._writers -= ends
+
+
+class Agent:
+    """An agent process on a control plane of the test's own."""
+
+    def __init__(self, cluster: Devcluster, folder: Path, line: Line) -> None:
+        certificates = Path(cluster.description.data_dir) / "certificates"
+        config = json.loads((certificates / "agent.kubeconfig").read_text())
+        config["clusters"][0]["cluster"] |= {
+            "server": f"https://127.0.0.1:{line.port}",
+            "tls-server-name": "kubernetes",
+        }
+        (folder / "kubeconfig").write_text(json.dumps(config))
+        (folder / "images.json").write_text(json.dumps(IMAGES))
+        network = cluster.network
+        self.folder = folder
+        self.arguments = [
+            f"--kubeconfig={folder / 'kubeconfig'}",
+            "--node-name=devcluster",
+            f"--node-ip={network.node_address}",
+            f"--pod-cidr={network.pod_cidr}",
+            f"--service-cidr={network.service_cidr}",
+            f"--data-dir={folder / 'agent'}",
+            f"--images={folder / 'images.json'}",
+            "--port=0",
+            f"--tls-cert={certificates / 'agent-server.crt'}",
+            f"--tls-key={certificates / 'agent-server.key'}",
+            f"--client-ca={certificates / 'kubelet-client-ca.crt'}",
+        ]
+        self._process: asyncio.subprocess.Process | None = None
+
+    async def start(self) -> None:
+        self._process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "devcluster.agent", *self.arguments, cwd=Path(__file__).parents[3]
+        )
+
+    async def end(self, number: signal.Signals) -> int:
+        assert self._process is not None
+        if self._process.returncode is None:
+            self._process.send_signal(number)
+        return await self._process.wait()
+
+
+@pytest.fixture
+async def alone(tmp_path: Path) -> AsyncIterator[tuple[Kubectl, Agent, Line]]:
+    """A control plane, an agent on it, and the line between them."""
+    async with Devcluster(agent=False) as cluster:
+        host, _, port = cluster.api_url.removeprefix("https://").partition(":")
+        line = Line(host, int(port))
+        await line.mend()
+        agent = Agent(cluster, tmp_path, line)
+        await agent.start()
+        try:
+            yield Kubectl(cluster.kubeconfig, namespace="default"), agent, line
+        finally:
+            await agent.end(signal.SIGTERM)
+            await line.cut()
+
+
+async def test_pods_run_on_while_the_api_server_is_away(alone: tuple[Kubectl, Agent, Line]) -> None:
+    kubectl, _, line = alone
+    script = "i=0; while true; do i=$((i+1)); echo $i > /out/count; sleep 0.1; done"
+    folder = alone[1].folder / "out"
+    folder.mkdir()
+    mount = {"volumeMounts": [{"name": "out", "mountPath": "/out"}]}
+    volume = {"name": "out", "hostPath": {"path": str(folder)}}
+    manifest = deployment("counter", shell(script, **mount), replicas=1, volumes=[volume])
+    await asyncio.to_thread(kubectl.apply, manifest)
+    await asyncio.to_thread(kubectl, "rollout", "status", "deployment/counter", "--timeout=30s")
+    before = {one["metadata"]["name"] for one in kubectl.get("pods")["items"]}
+
+    await line.cut()
+    first = int((folder / "count").read_text())
+    # What happens meanwhile, deletions included, must be noticed afterwards.
+    kubectl("delete", "pod", *before, "--wait=false")
+    kubectl.apply(pod("new", shell("exec sleep 1000")))
+    await asyncio.sleep(2)
+    assert int((folder / "count").read_text()) > first + 5
+    assert before <= {one["metadata"]["name"] for one in kubectl.get("pods")["items"]}
+
+    await line.mend()
+    await asyncio.to_thread(wait_ready, kubectl, "pod/new")
+    await asyncio.to_thread(kubectl, "rollout", "status", "deployment/counter", "--timeout=30s")
+
+    def names() -> set[str]:
+        return {one["metadata"]["name"] for one in kubectl.get("pods")["items"]}
+
+    await asyncio.to_thread(eventually, lambda: not before & names())
+
+
+async def test_an_agent_that_comes_back_starts_its_pods_again(alone: tuple[Kubectl, Agent, Line]) -> None:
+    kubectl, agent, _ = alone
+    once = pod("once", shell("exec sleep 1000"), restartPolicy="Never")
+    for manifest in (pod("again", shell("exec sleep 1000")), once):
+        await asyncio.to_thread(kubectl.apply, manifest)
+        await asyncio.to_thread(wait_ready, kubectl, f"pod/{manifest['metadata']['name']}")
+    assert await agent.end(signal.SIGKILL) == -signal.SIGKILL
+    (agent.folder / "agent" / "leftover").write_text("x")
+
+    await agent.start()
+    await asyncio.to_thread(eventually, lambda: status_of(kubectl, "again")["restartCount"] == 1)
+    await asyncio.to_thread(wait_ready, kubectl, "pod/again")
+    assert not (agent.folder / "agent" / "leftover").exists()
+    assert status_of(kubectl, "again")["lastState"]["terminated"]["reason"] == "ContainerStatusUnknown"
+    status: Manifest = kubectl.get("pod", "again")["status"]
+    assert [one["ip"] for one in status["podIPs"]] == [status["podIP"]]
+    await asyncio.to_thread(
+        kubectl, "wait", "--for=jsonpath={.status.phase}=Failed", "pod/once", "--timeout=30s"
+    )
+    await asyncio.to_thread(kubectl, "delete", "pod", "once", "again", "--timeout=30s")
+
+
+@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux to make such a machine")
+async def test_a_machine_without_namespaces_is_told_what_to_do(tmp_path: Path) -> None:
+    arguments = (
+        "--kubeconfig=k --node-name=n --node-ip=127.0.9.1 --pod-cidr=127.1.0.0/24 "
+        "--service-cidr=127.2.0.0/24 --data-dir=d --images=i --port=0 --tls-cert=c --tls-key=k --client-ca=a"
+    )
+    refuse = "echo 0 > /proc/sys/user/max_mnt_namespaces"
+    process = await asyncio.create_subprocess_exec(
+        *("unshare", "--user", "--map-root-user", "sh", "-c"),
+        f"{refuse} && exec {sys.executable} -m devcluster.agent {arguments}",
+        stderr=asyncio.subprocess.PIPE,
+        cwd=Path(__file__).parents[3],
+    )
+    _, output = await process.communicate()
+    assert process.returncode == 3
+    assert b"does not let the devcluster's node agent make namespaces" in output
+    assert b"kind" in output
