@@ -118,11 +118,12 @@ async def test_no_acknowledged_message_is_lost_doubled_or_out_of_order(
         finally:
             breaking.cancel()
             await asyncio.wait({breaking})
+        if not breaking.cancelled():
+            breaking.result()  # what could not be broken or brought back is the finding
         await breaker.mend()
         await ledger.settle(timeout_seconds=20)
     verdict = ledger.check()
     print(f"{len(breaker.done)} faults, {ledger.reconnects} reconnects; {verdict.describe()}")
-    assert breaking.cancelled(), breaking.exception()
     assert not verdict.broken, verdict.describe()
     assert not verdict.unknown
     assert not verdict.resets

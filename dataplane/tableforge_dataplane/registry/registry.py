@@ -325,7 +325,7 @@ class Registry:
             + scaling.inactive_threshold_seconds
         )
         if not rooms:
-            await self._redis.delete(current)
+            await self._call(self._redis.delete(current))
             return
         # built aside and swapped in, so that no reader ever counts half of them
         pipeline = self._redis.pipeline(transaction=True)
@@ -334,7 +334,7 @@ class Registry:
             pipeline.pfadd(upcoming, *rooms[start : start + _ROOMS_PER_CALL])
         pipeline.rename(upcoming, current)
         pipeline.pexpire(current, round(lifetime_seconds * 1000))
-        await pipeline.execute()
+        await self._call(pipeline.execute())
 
     def _record(self, rooms: list[tuple[str, int]]) -> InstanceRecord:
         metrics = self._metrics
@@ -463,7 +463,14 @@ class Registry:
         return await self._call(self._scripts[script](keys=keys, args=args))
 
     async def _call(self, call: Awaitable[Any]) -> Any:
-        answer = await call
+        try:
+            answer = await call
+        finally:
+            # Before Python 3.12 `asyncio.wait_for`, with which redis-py writes, can swallow a cancellation:
+            # without this the instance now and then would not end.
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                raise asyncio.CancelledError
         self._liveness.redis_answered(monotonic=time.monotonic())
         return answer
 
