@@ -31,7 +31,7 @@ CLONE_NEWNS = 0x00020000
 CLONE_NEWUTS = 0x04000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x2, 0x4, 0x8
+MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 0x1, 0x2, 0x4, 0x8
 MS_BIND, MS_REC = 0x1000, 0x4000
 MS_UNBINDABLE, MS_PRIVATE = 1 << 17, 1 << 18
 MNT_DETACH = 2
@@ -111,6 +111,11 @@ def parents(path: str) -> list[str]:
     return ["/" + "/".join(parts[:count]) for count in range(len(parts))]
 
 
+def outermost(paths: list[str]) -> list[str]:
+    """The paths that do not lie in another one of them."""
+    return sorted(one for one in set(paths) if not any(within(one, other) for other in paths if other != one))
+
+
 def mirrored_directories(targets: list[str], exists) -> set[str]:  # type: ignore[no-untyped-def]
     """The host directories that must be rebuilt entry by entry, because something missing goes into them."""
     result = {"/"}
@@ -171,9 +176,8 @@ class Root:
         """Cover what containers must not see."""
         for path in self._hidden:
             if os.path.isdir(self.inside(path)):
-                mount(
-                    "tmpfs", self.inside(path), "tmpfs", MS_NOSUID | MS_NODEV | MS_NOEXEC, "size=64k,mode=700"
-                )
+                flags = MS_RDONLY | MS_NOSUID | MS_NODEV | MS_NOEXEC
+                mount("tmpfs", self.inside(path), "tmpfs", flags, "size=4k,mode=700")
 
     def devices(self) -> None:
         """A `/dev` with what every container has."""
@@ -194,7 +198,7 @@ def build_root(request: dict) -> None:  # type: ignore[type-arg]
     mount("none", base, flags=MS_UNBINDABLE)
     root = Root(base, request["hidden"])
     mounts = sorted(request["mounts"], key=lambda one: (one["target"].count("/"), one["target"]))
-    keep = sorted(set(request["keep"]))
+    keep = outermost(request["keep"])
 
     special = ("/proc", "/sys", "/dev", *PRIVATE)
     open_to = [one["target"] for one in mounts] + [*PRIVATE, "/proc", "/sys", "/dev", "/run"]
@@ -211,7 +215,6 @@ def build_root(request: dict) -> None:  # type: ignore[type-arg]
     for path in keep:
         if any(within(path, place) for place in PRIVATE) and os.path.exists(path):
             root.bind(path, path)
-    root.hide()
     root.devices()
     os.makedirs(root.inside("/proc"), exist_ok=True)
     os.makedirs(root.inside("/sys"), exist_ok=True)
@@ -226,6 +229,7 @@ def build_root(request: dict) -> None:  # type: ignore[type-arg]
             if path != one["target"] and within(path, one["target"]) and os.path.exists(path):
                 root.bind(path, path)
                 set_read_only(root.inside(path), read_only=True, recursive=True)
+    root.hide()
     for one in mounts:
         if one["read_only"]:
             set_read_only(root.inside(one["target"]), read_only=True)
