@@ -452,6 +452,9 @@ def _error(response: aiohttp.ClientResponse, text: bytes) -> ApiError:
         return NamespaceTerminatingError(message, status=status, reason=reason)
     if reason == "AlreadyExists":
         return AlreadyExistsError(message, status=status, reason=reason)
+    if status == 422 and any(cause.get("field") == "metadata.uid" for cause in causes):
+        # The precondition that the object is still the one it was.
+        return ConflictError(message, status=status, reason=reason)
     # A strict apply with an unknown field is a 500 whose message says so.
     if status == 500 and ("field not declared in schema" in message or "typed patch object" in message):
         return InvalidError(message, status=status, reason=reason)

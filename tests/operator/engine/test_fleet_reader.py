@@ -1,0 +1,245 @@
+"""Reading fleets over real HTTP: what a pod answers, however hostile, harms nobody."""
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+
+import msgspec
+import pytest
+from aiohttp import web
+
+from tableforge_dataplane.contract.fleet import Fleet, RoomLoad, Totals
+from tableforge_operator import api
+from tableforge_operator.decide.snapshot import FleetView
+from tableforge_operator.observe import fleet as reading
+from tableforge_operator.observe.fleet import Addressees, FleetReader, addressees
+from tests.operator.engine.pods import FLEET_PORT, Instance, fleet, health
+from tests.operator.engine.snapshots import cluster
+
+CLUSTER = api.load(cluster())
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_number = 0
+
+
+def loopback() -> str:
+    """An address of 127.0.0.0/8 that nothing else in this process uses."""
+    global _number
+    _number += 1
+    return f"127.{random.randint(1, 15)}.{random.randint(1, 250)}.{_number}"
+
+
+@pytest.fixture
+async def reader() -> AsyncIterator[FleetReader]:
+    reader = FleetReader(rng=random.Random(3))
+    yield reader
+    await reader.close()
+
+
+@contextlib.asynccontextmanager
+async def answering(handler: Handler, address: str) -> AsyncIterator[None]:
+    """A pod that answers `/fleet` its own way."""
+    app = web.Application()
+    app.router.add_get("/fleet", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, address, FLEET_PORT).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def read(reader: FleetReader, *ready: str, waiting: tuple[str, ...] = ()) -> FleetView:
+    return await reader.read(
+        CLUSTER,
+        addressees=Addressees(
+            ready=tuple((f"pod-{address}", address) for address in ready),
+            waiting=tuple((f"pod-{address}", address) for address in waiting),
+        ),
+        fleet_key="key",
+        previous=FleetView(),
+    )
+
+
+async def test_one_ready_instance_tells_of_all(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as one, Instance(loopback()).serving() as two:
+        one.fleet = two.fleet = fleet(instances=2, connections=9)
+        view = await read(reader, one.address, two.address)
+        assert view.fleet == one.fleet
+        assert one.fleet_keys + two.fleet_keys == ["key"], "one of them was asked, with the key"
+
+
+async def test_the_next_one_is_asked_where_one_does_not_answer(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as instance:
+        instance.fleet = fleet()
+        for _ in range(5):
+            view = await read(reader, loopback(), instance.address)
+            assert view.fleet == instance.fleet
+
+
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await response.write(b" " * 65536)
+    return response
+
+
+async def slow(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    with contextlib.suppress(ConnectionError):
+        while True:
+            await response.write(b" ")
+            await asyncio.sleep(0.1)
+    return response
+
+
+async def garbage(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=b"\xff{" * 100)
+
+
+async def deep(_: web.Request) -> web.StreamResponse:
+    return web.Response(body=b'{"x":' + b"[" * 100_000 + b"]" * 100_000 + b"}")
+
+
+async def of_another_shape(_: web.Request) -> web.StreamResponse:
+    return web.json_response({"instance": "one", "totals": "many"})
+
+
+async def out_of_bounds(_: web.Request) -> web.StreamResponse:
+    totals = Totals(instances=1, connections=10**30, rooms=-1)
+    return web.Response(body=msgspec.json.encode(msgspec.structs.replace(fleet(), totals=totals)))
+
+
+async def bomb(_: web.Request) -> web.StreamResponse:
+    response = web.Response(body=b" " * 50_000_000)
+    response.enable_compression(web.ContentCoding.gzip)
+    return response
+
+
+@pytest.mark.parametrize(
+    "handler", [endless, slow, garbage, deep, of_another_shape, out_of_bounds, bomb], ids=lambda h: h.__name__
+)
+async def test_a_hostile_answer_is_no_answer(
+    reader: FleetReader, handler: Handler, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "FLEET_TIMEOUT_SECONDS", 1.0)
+    address = loopback()
+    async with answering(handler, address), Instance(loopback()).serving() as honest:
+        honest.fleet = fleet(connections=5)
+        started = time.monotonic()
+        alone = await read(reader, address)
+        assert alone.fleet is None
+        (failure,) = alone.failures
+        assert failure.startswith(f"pod pod-{address}: ")
+        assert len(failure) < 1200
+        for _ in range(2):
+            assert (await read(reader, address, honest.address)).fleet == honest.fleet
+        assert time.monotonic() - started < 10
+
+
+async def test_a_redirect_is_not_followed(reader: FleetReader) -> None:
+    hits: list[str] = []
+
+    async def target(_: web.Request) -> web.StreamResponse:
+        hits.append("hit")
+        return web.Response(body=msgspec.json.encode(fleet()))
+
+    there, here = loopback(), loopback()
+
+    async def away(_: web.Request) -> web.StreamResponse:
+        raise web.HTTPFound(f"http://{there}:{FLEET_PORT}/fleet")
+
+    async with answering(target, there), answering(away, here):
+        view = await read(reader, here)
+    assert view.fleet is None
+    assert hits == []
+
+
+async def test_what_was_heard_last_stays_when_nobody_answers(reader: FleetReader) -> None:
+    known = FleetView(fleet=fleet(connections=3), fleet_at=12.0)
+    view = await reader.read(
+        CLUSTER,
+        addressees=Addressees(ready=(("pod", loopback()),), waiting=()),
+        fleet_key="key",
+        previous=known,
+    )
+    assert (view.fleet, view.fleet_at) == (known.fleet, 12.0)
+    assert len(view.failures) == 1
+
+
+async def test_instances_that_are_not_ready_say_what_they_wait_for(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as instance:
+        instance.health = health("Secret x is missing.")
+        view = await read(reader, waiting=(instance.address, loopback()))
+        assert view.fleet is None
+        assert [said.waiting_for for said in view.healths] == [["Secret x is missing."]]
+        assert not view.secrets_missing
+        missing = msgspec.structs.replace(instance.health.redis, connected=False, reason="PasswordMissing")
+        instance.health = msgspec.structs.replace(instance.health, redis=missing)
+        assert (await read(reader, waiting=(instance.address,))).secrets_missing
+
+
+async def test_a_fleet_that_is_off_hints_at_a_missing_key(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as instance:
+        instance.fleet = None  # 503, as an instance without a key answers
+        assert (await read(reader, instance.address)).secrets_missing
+
+
+async def test_a_thousand_instances_with_all_their_rooms_are_read(reader: FleetReader) -> None:
+    def big() -> Fleet:
+        found = fleet(instances=1000, connections=1000)
+        rooms = [RoomLoad(room=f"some:room:with:a:name:{number:06}", members=number) for number in range(200)]
+        return msgspec.structs.replace(
+            found,
+            instances=[msgspec.structs.replace(record, heaviest_rooms=rooms) for record in found.instances],
+        )
+
+    async with Instance(loopback()).serving() as instance:
+        instance.fleet = big()
+        view = await read(reader, instance.address)
+        assert view.fleet is not None
+        assert len(view.fleet.instances) == 1000
+
+
+def pod(name: str, **changes: object) -> dict[str, object]:
+    metadata: dict[str, object] = {
+        "name": name,
+        "namespace": "ns",
+        "labels": {"app.kubernetes.io/component": "dataplane", "pod-template-hash": "abc"},
+        "ownerReferences": [{"kind": "ReplicaSet", "name": "tables-a-abc", "controller": True}],
+    }
+    status: dict[str, object] = {
+        "phase": "Running",
+        "podIP": "10.0.0.1",
+        "conditions": [{"type": "Ready", "status": "True"}],
+    }
+    metadata.update(
+        {key: value for key, value in changes.items() if key in metadata or key == "deletionTimestamp"}
+    )
+    status.update({key: value for key, value in changes.items() if key in status})
+    return {"kind": "Pod", "metadata": metadata, "spec": {}, "status": status}
+
+
+def test_only_running_pods_of_the_clusters_own_deployments_are_asked() -> None:
+    deployments = [{"kind": "Deployment", "metadata": {"name": "tables-a"}}]
+    pods = [
+        pod("ready"),
+        pod("six", podIP="fd00::1"),
+        pod("waiting", conditions=[{"type": "Ready", "status": "False"}]),
+        pod("other", ownerReferences=[{"kind": "ReplicaSet", "name": "other-abc", "controller": True}]),
+        pod("nobodys", ownerReferences=[]),
+        pod("redis", labels={"app.kubernetes.io/component": "redis", "pod-template-hash": "abc"}),
+        pod("leaving", deletionTimestamp="2026-01-01T00:00:00Z"),
+        pod("over", phase="Failed"),
+        pod("young", podIP=""),
+    ]
+    found = addressees(pods, deployments)
+    assert found.ready == (("ready", "10.0.0.1"), ("six", "[fd00::1]"))
+    assert found.waiting == (("waiting", "10.0.0.1"),)
+    assert addressees(pods, []) == Addressees(ready=(), waiting=())

@@ -1,0 +1,131 @@
+"""One leads, the others stand by: taken over at expiry, given away at release, given up when not renewed."""
+
+import asyncio
+from collections.abc import Callable
+
+import pytest
+
+from tableforge_operator.kube import LEASES, Kube, Object, UnreachableError
+from tableforge_operator.leader import Leader, LeadershipLostError
+
+pytestmark = pytest.mark.cluster
+
+NAME = "test-lease"
+
+
+@pytest.fixture
+def contender(kube: Kube, namespace: str) -> Callable[..., Leader]:
+    """A contender with short times: `contender("a")`."""
+
+    def make(identity: str, *, kube: Kube = kube, renew_deadline_seconds: float = 0.6) -> Leader:
+        return Leader(
+            kube,
+            namespace=namespace,
+            name=NAME,
+            identity=identity,
+            lease_seconds=1.0,
+            renew_deadline_seconds=renew_deadline_seconds,
+            retry_seconds=0.1,
+        )
+
+    return make
+
+
+async def spec(kube: Kube, namespace: str) -> Object:
+    found: Object = (await kube.get(LEASES, namespace, NAME))["spec"]
+    return found
+
+
+async def test_the_second_one_waits_until_the_first_says_nothing_for_the_leases_duration(
+    kube: Kube, namespace: str, contender: Callable[..., Leader]
+) -> None:
+    one, two = contender("one", renew_deadline_seconds=5), contender("two")
+    await one.acquire()
+    assert one.holds
+    first = await spec(kube, namespace)
+    assert first["holderIdentity"] == "one"
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    async with asyncio.timeout(10):
+        await two.acquire()
+    assert loop.time() - started >= 1.0
+    second = await spec(kube, namespace)
+    assert second["holderIdentity"] == "two"
+    assert second["leaseTransitions"] == first["leaseTransitions"] + 1 == two.transitions
+    with pytest.raises(LeadershipLostError, match="another operator"):
+        await one.hold()
+    assert not one.holds
+
+
+async def test_who_renews_is_not_taken_over(contender: Callable[..., Leader]) -> None:
+    one, two = contender("one"), contender("two")
+    await one.acquire()
+    holding = asyncio.create_task(one.hold())
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(2.5):
+            await two.acquire()
+    assert not holding.done()
+    holding.cancel()
+
+
+async def test_a_released_lease_is_free_at_once(
+    kube: Kube, namespace: str, contender: Callable[..., Leader]
+) -> None:
+    one, two = contender("one"), contender("two")
+    await one.acquire()
+    waiting = asyncio.create_task(two.acquire())
+    await asyncio.sleep(0.15)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    await one.release()
+    await one.release()
+    async with asyncio.timeout(5):
+        await waiting
+    assert loop.time() - started < 0.9
+    assert (await spec(kube, namespace))["holderIdentity"] == "two"
+
+
+async def test_the_leader_gives_up_before_another_may_start_when_the_api_server_is_away(
+    kube: Kube, contender: Callable[..., Leader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = contender("one")
+    await leader.acquire()
+
+    async def away(*_: object, **__: object) -> Object:
+        raise UnreachableError("away")
+
+    monkeypatch.setattr(kube, "get", away)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    with pytest.raises(LeadershipLostError, match="in time"):
+        await leader.hold()
+    assert loop.time() - started < 1.0
+
+
+async def test_the_leader_gives_up_in_time_when_calls_hang(
+    kube: Kube, contender: Callable[..., Leader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = contender("one")
+    await leader.acquire()
+
+    async def hang(*_: object, **__: object) -> Object:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    monkeypatch.setattr(kube, "get", hang)
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    with pytest.raises(LeadershipLostError, match="in time"):
+        await leader.hold()
+    assert loop.time() - started < 1.0
+
+
+async def test_of_many_contenders_one_leads(contender: Callable[..., Leader]) -> None:
+    contenders = [contender(f"c{number}") for number in range(5)]
+    tasks = [asyncio.create_task(leader.acquire()) for leader in contenders]
+    _, waiting = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    await asyncio.sleep(0.5)
+    assert sum(leader.holds for leader in contenders) == 1
+    for task in waiting:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
