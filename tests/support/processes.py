@@ -62,13 +62,16 @@ class DataplaneProcess:
         chosen_before = self._ports is not None
         deadline = time.monotonic() + timeout_seconds
         while True:
-            if self._child is None or self._child.returncode is not None:
+            was_there = self._child is not None and self._child.returncode is None
+            if self._child is None or not was_there:
                 self._ports = self._ports or (free_port(), free_port())
                 self._child = self._spawn(self._ports)
             if not wait_until_ready or await self._becomes_ready(self._child, deadline):
                 return
             output = self._child.output()
             await self.kill9()
+            if was_there:
+                continue  # it was on its way out
             if time.monotonic() >= deadline:
                 raise DataplaneFailedError(f"{self.instance} not ready in {timeout_seconds} s:\n{output}")
             if "address already in use" not in output.lower():
