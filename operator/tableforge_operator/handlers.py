@@ -19,7 +19,7 @@ import kopf
 from tableforge_operator.api import names
 from tableforge_operator.kube import CLUSTERS, ApiError, Kube
 
-RESTART_SECONDS: Final = (1.0, 2.0, 5.0, 15.0, 30.0)
+RESTART_SECONDS: Final = (1.0, 2.0, 5.0, 10.0)
 STOP_SECONDS: Final = 3.0
 """How long a stop waits for kopf; its thread ends with the process all the same."""
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import dataclasses
 import json
+import os
 import random
 from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
@@ -177,6 +178,7 @@ class Kube:
         """
         configuration = k8s.Configuration()
         if kubeconfig is not None:
+            _must_exist(kubeconfig)
             await k8s_config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
         else:
             # Reads the token again every minute: kubelets replace it before it expires.
@@ -378,6 +380,12 @@ class Kube:
         finally:
             metrics.API_CALLS.labels(verb, resource.plural, str(code)).inc()
         return response
+
+
+def _must_exist(kubeconfig: Path) -> None:
+    # It may name several files, as $KUBECONFIG does; the loader says nothing of those that are missing.
+    if not any(Path(part).is_file() for part in str(kubeconfig).split(os.pathsep)):
+        raise FileNotFoundError(f"there is no kubeconfig {kubeconfig}")
 
 
 _METHODS: Final[Mapping[str, str]] = {

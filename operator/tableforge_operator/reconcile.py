@@ -271,9 +271,10 @@ class Reconciler:
             return
         if plan.counters:
             memory.counters_at = asyncio.get_running_loop().time()
-        if after["metadata"].get("generation") != cluster["metadata"].get("generation"):
-            # The spec changed meanwhile: its event may already have been passed over as known.
-            self.notice(key)
+        for part in ("generation", "annotations", "deletionTimestamp"):
+            if after["metadata"].get(part) != cluster["metadata"].get(part):
+                # It changed meanwhile, and the event may be passed over as one of our own write.
+                self.notice(key)
         self._clusters[key] = after
         await self._tell(after, plan.events, memory)
 

@@ -32,6 +32,10 @@ FLEET_ATTEMPTS: Final = 3
 HEALTH_ASKED: Final = 5
 """How many instances that are not ready are asked: more would only say the same."""
 CONCURRENT_READS: Final = 8
+_REFUSALS: Final = {
+    401: ": it knows another key, and will be replaced by one that knows this one",
+    404: ": it has no key, the Secret is missing and is created anew",
+}
 COUNT_LIMIT: Final = 2**53
 INSTANCES_LIMIT: Final = 2**31 - 1
 
@@ -160,9 +164,10 @@ class FleetReader:
                 url, headers=headers, timeout=timeout, allow_redirects=False
             ) as response:
                 if response.status != 200 and not (kind is Health and response.status == 503):
+                    why = _REFUSALS.get(response.status, "") if kind is Fleet else ""
                     raise _NoAnswerError(
-                        f"answered {response.status} at {response.url.path}",
-                        key_missing=kind is Fleet and response.status in (401, 403, 404, 503),
+                        f"{response.url.path} answered {response.status}{why}",
+                        key_missing=kind is Fleet and response.status == 404,
                     )
                 async for chunk in response.content.iter_chunked(65536):
                     body += chunk

@@ -1,13 +1,13 @@
 """A real API server with CRD and RBAC as they are shipped, and operators that run under them."""
 
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 
 import pytest
 
 from devcluster.cluster import Devcluster
-from tableforge_operator.kube import CLUSTERS, Kube, NotFoundError, Object
+from tableforge_operator.kube import Kube
 from tests.operator.engine.operators import (
     REPOSITORY,
     AuditLog,
@@ -76,7 +76,9 @@ def address(installed: Devcluster) -> str:
 
 
 @pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """A failed test shows what its operators logged."""
     report = yield
     if report.when == "call" and report.failed:
@@ -84,10 +86,3 @@ def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) ->
             if isinstance(value, Operators):
                 report.sections.append(("operators", value.output()))
     return report
-
-
-async def get_cluster(kube: Kube, namespace: str, name: str = "tables") -> Object | None:
-    try:
-        return await kube.get(CLUSTERS, namespace, name)
-    except NotFoundError:
-        return None

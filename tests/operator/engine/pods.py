@@ -66,7 +66,7 @@ def health(*waiting_for: str, redis: RedisState = CONNECTED) -> Health:
 
 
 class Instance:
-    """Answers at a pod's address. `fleet` and `health` may be changed at any time; None answers 503."""
+    """Answers at a pod's address. `fleet` and `health` may be changed at any time; None: no key, no word."""
 
     def __init__(self, address: str) -> None:
         self.address = address
@@ -78,7 +78,7 @@ class Instance:
     async def _fleet(self, request: web.Request) -> web.Response:
         self.fleet_keys.append(request.headers.get("Authorization", "").removeprefix("Bearer "))
         if self.fleet is None:
-            return web.Response(status=503)
+            return web.Response(status=404)
         return web.Response(body=msgspec.json.encode(self.fleet), content_type="application/json")
 
     async def _health(self, _: web.Request) -> web.Response:

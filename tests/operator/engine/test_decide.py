@@ -117,7 +117,7 @@ def test_what_may_still_come_is_reconciling_until_the_deadline_and_then_stalled(
 
 
 def test_progress_of_the_rollout_and_a_new_generation_start_the_deadline_anew() -> None:
-    spec = {"rollout": {"progressDeadline": "1m"}}
+    spec: dict[str, Any] = {"rollout": {"progressDeadline": "1m"}}
     snapshot = settled(Snapshot(cluster=cluster(**spec)), now=at(0))
     progressing = {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated"}
     moving = with_workloads(

@@ -139,7 +139,7 @@ async def test_a_pod_that_only_pretends_to_belong_is_not_asked(
     await kube.apply(external(namespace, replicas=0), field_manager="user", force=True)
     await until_condition(kube, namespace, "Ready", "True")
     deployment = await kube.get(resource_of("apps/v1", "Deployment"), namespace, "tables-a")
-    impostor = {
+    impostor: Object = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {

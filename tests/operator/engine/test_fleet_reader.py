@@ -187,7 +187,7 @@ async def test_instances_that_are_not_ready_say_what_they_wait_for(reader: Fleet
 
 async def test_a_fleet_that_is_off_hints_at_a_missing_key(reader: FleetReader) -> None:
     async with Instance(loopback()).serving() as instance:
-        instance.fleet = None  # 503, as an instance without a key answers
+        instance.fleet = None
         assert (await read(reader, instance.address)).secrets_missing
 
 
