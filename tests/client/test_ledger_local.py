@@ -22,7 +22,10 @@ OVER_SECONDS = 35.0
 class Breaker:
     """Kills instances and Redis, one at a time, and brings each back."""
 
-    def __init__(self, redis: RedisServer, instances: list[DataplaneProcess], rng: random.Random) -> None:
+    def __init__(
+        self, ledger: Ledger, redis: RedisServer, instances: list[DataplaneProcess], rng: random.Random
+    ) -> None:
+        self._ledger = ledger
         self._redis = redis
         self._instances = instances
         self._rng = rng
@@ -31,7 +34,14 @@ class Breaker:
 
     async def run(self) -> None:
         """Break things until cancelled."""
-        kinds = ["kill instance", "kill redis", "drain instance", "pause redis", "kill both"]
+        kinds = [
+            "kill instance",
+            "kill redis",
+            "drain instance",
+            "pause redis",
+            "kill both",
+            "kill instance before its acks",
+        ]
         try:
             for turn in range(1000):
                 await asyncio.sleep(self._rng.uniform(0.5, 1.5))
@@ -39,6 +49,9 @@ class Breaker:
                 kind = kinds[turn] if turn < len(kinds) else self._rng.choice(kinds)
                 instance = self._rng.choice(self._instances)
                 away_seconds = self._rng.uniform(0.1, 1.5)
+                # a kill between two messages proves nothing
+                await self._ledger.busy(at_least=4)
+                await asyncio.sleep(self._rng.uniform(0.0, 0.004))
                 self._say(kind, instance, away_seconds)
                 await self._break(kind, instance, away_seconds)
         finally:
@@ -55,6 +68,15 @@ class Breaker:
         match kind:
             case "kill instance":
                 await instance.kill9()
+                await asyncio.sleep(away_seconds)
+                await instance.start()
+            case "kill instance before its acks":
+                # what it sends to Redis is stored once Redis goes on, and nobody is told
+                self._redis.pause()
+                await self._ledger.busy(at_least=8)
+                await asyncio.sleep(0.1)
+                await instance.kill9()
+                self._redis.resume()
                 await asyncio.sleep(away_seconds)
                 await instance.start()
             case "drain instance":
@@ -81,7 +103,7 @@ class Breaker:
             self._redis.resume()
 
     def _say(self, kind: str, instance: DataplaneProcess, away_seconds: float) -> None:
-        which = f" {instance.instance}" if "redis" not in kind else ""
+        which = f": {instance.instance}" if "redis" not in kind else ""
         self.done.append(kind)
         print(f"{time.monotonic() - self._began:6.2f} s  {kind}{which}, away for {away_seconds:.2f} s")
 
@@ -109,9 +131,9 @@ async def test_no_acknowledged_message_is_lost_doubled_or_out_of_order(
     instances = await dataplane(
         redis_server, 3, TABLEFORGE_REDIS_DURABILITY="Disk", TABLEFORGE_SCALING_DRAIN_TIMEOUT="500"
     )
-    breaker = Breaker(redis_server, instances, random.Random(seed))
     urls = [instance.url for instance in instances]
-    async with Ledger(urls, members=4, rooms=20, seed=seed, backoff_longest=1.0) as ledger:
+    async with Ledger(urls, members=4, rooms=20, seed=seed, burst=8, backoff_longest=1.0) as ledger:
+        breaker = Breaker(ledger, redis_server, instances, random.Random(seed))
         breaking = asyncio.create_task(breaker.run())
         try:
             await ledger.publish(MESSAGES, over_seconds=OVER_SECONDS)

@@ -222,18 +222,23 @@ class Ledger:
         seed: int,
         room_prefix: str = "ledger",
         outstanding: int = 8,
+        burst: int = 1,
         **client_options: Any,
     ) -> None:
-        """`outstanding`: publishes a member has on the way at once. `client_options`: for `connect`."""
+        """`outstanding`: publishes a member has on the way at once. `burst`: how many it makes in one go.
+        `client_options`: for `connect`."""
         names = [f"member-{n}" for n in range(1, members + 1)]
         self.book = Book(names, [f"{room_prefix}:{n}" for n in range(1, rooms + 1)])
         self._url = url
         self._client_options = client_options
         self._rng = random.Random(seed)
         self._outstanding = outstanding
+        self._burst = burst
         self._members: list[_Member] = []
         self._numbers: collections.Counter[tuple[str, str]] = collections.Counter()
         self._news = asyncio.Event()
+        self._in_flight = 0
+        self._began_one = asyncio.Event()
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -263,6 +268,12 @@ class Ledger:
     @property
     def acknowledged(self) -> int:
         return len(self.book.acks)
+
+    async def busy(self, at_least: int) -> None:
+        """Wait until so many publishes are on the way: when a fault finds something to lose."""
+        while self._in_flight < at_least:
+            self._began_one.clear()
+            await self._began_one.wait()
 
     async def publish(self, count: int, *, over_seconds: float) -> None:
         """Publish `count` messages, all members together, evenly over the time where the service keeps up.
@@ -336,8 +347,9 @@ class Ledger:
         loop = asyncio.get_running_loop()
         due = loop.time()
         async with asyncio.TaskGroup() as group:
-            for _ in range(count):
-                await asyncio.sleep(max(0.0, due - loop.time()))
+            for turn in range(count):
+                if turn % self._burst == 0:
+                    await asyncio.sleep(max(0.0, due - loop.time()))
                 due += interval_seconds
                 await slots.acquire()
                 name = self._rng.choice(self.book.rooms)
@@ -347,12 +359,16 @@ class Ledger:
                 publishing.add_done_callback(lambda _: slots.release())
 
     async def _publish_one(self, member: _Member, sent: Sent) -> None:
+        self._in_flight += 1
+        self._began_one.set()
         try:
             ack = await member.rooms[sent.room].publish("entry", {"by": sent.member, "n": sent.number})
         except TableForgeError as error:
             self.book.unknown[sent] = str(error)
         else:
             self.book.acks[sent] = ack
+        finally:
+            self._in_flight -= 1
 
     def _everybody_has(self, highest: Mapping[str, int]) -> bool:
         return all(
