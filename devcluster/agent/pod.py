@@ -50,7 +50,7 @@ class PodRunner:
             pod_ip=lambda: self.pod_ip,
         )
         self._references = PodVolumes.references(pod)
-        self._volumes_ready = False
+        self._mounted = asyncio.Event()
         self._finished = False
         self._reason, self._message = "", ""
         self._stopping = False
@@ -166,6 +166,8 @@ class PodRunner:
 
     async def run(self) -> None:
         """Run the pod until it is gone from the API server, and leave nothing behind."""
+        # One that was to go when the agent came (back) is not started any more.
+        self._stopping = self._delete.is_set()
         beside = [asyncio.create_task(self._write_statuses()), asyncio.create_task(self._keep_fresh())]
         life = asyncio.create_task(self._live())
         deletion = asyncio.create_task(self._delete.wait())
@@ -218,7 +220,7 @@ class PodRunner:
         self._dirty.set()
         if not await self._prepare_volumes():
             return
-        self._volumes_ready = True
+        self._mounted.set()
         self._dirty.set()
         if await self._initialize():
             await asyncio.gather(*[self._start(one) for one in self._of("main")])
@@ -357,7 +359,7 @@ class PodRunner:
             pod_ip=self.pod_ip,
             host_ip=self._context.settings.node_ip,
             start_time=self._start_time,
-            volumes_ready=self._volumes_ready,
+            volumes_ready=self._mounted.is_set(),
             finished=self._finished,
             reason=self._reason,
             message=self._message,
@@ -379,12 +381,10 @@ class PodRunner:
         self.update(answer)
 
     async def _keep_fresh(self) -> None:
-        while True:
+        await self._mounted.wait()
+        while not self._stopping:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stale.wait(), REFRESH_SECONDS)
-            if not self._volumes_ready or self._stopping:
-                await asyncio.sleep(MOUNT_RETRY_FIRST_SECONDS)
-                continue
             self._stale.clear()
             try:
                 await self._volumes.refresh(self._pod)

@@ -83,7 +83,8 @@ class KubeletServer:
         app.router.add_get("/healthz", self._healthz)
         for name in NOT_OFFERED:
             app.router.add_route("*", f"/{name}/{{rest:.*}}", self._not_offered)
-        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5)
+        # Who followed a quiet log and left must not be waited for.
+        self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.5, handler_cancellation=True)
 
     async def start(self) -> int:
         """Listen on the node's address; the port. Raises OSError (an ssl.SSLError for bad files is one)."""

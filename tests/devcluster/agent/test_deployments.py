@@ -1,5 +1,6 @@
 """A Deployment that rolls, probes that fail, and a Service whose pods change."""
 
+import json
 import socket
 
 import pytest
@@ -20,7 +21,7 @@ from tests.devcluster.agent.workloads import (
     wait_ready,
     web,
 )
-from tests.support.kubectl import Kubectl
+from tests.support.kubectl import Kubectl, KubectlError
 
 pytestmark = pytest.mark.cluster
 
@@ -214,3 +215,24 @@ def test_a_cordoned_node_gets_no_pods(kubectl: Kubectl, cluster: Devcluster) -> 
     finally:
         kubectl("uncordon", node)
     wait_ready(kubectl, "pod/late")
+
+
+def test_an_eviction_respects_the_disruption_budget(kubectl: Kubectl) -> None:
+    kubectl.apply(deployment("web", shell("exec sleep 1000"), replicas=2))
+    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("create", "poddisruptionbudget", "web", "--selector=app=web", "--min-available=2")
+    eventually(lambda: kubectl.get("pdb", "web")["status"].get("currentHealthy") == 2)
+    name = next(iter(running_pods(kubectl)))
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": name}}
+    path = f"/api/v1/namespaces/{kubectl.namespace}/pods/{name}/eviction"
+
+    def evict() -> None:
+        kubectl("create", f"--raw={path}", "--filename=-", stdin=json.dumps(eviction))
+
+    with pytest.raises(KubectlError, match="disruption budget"):
+        evict()
+    merge(kubectl, "pdb/web", {"spec": {"minAvailable": 1}})
+    eventually(lambda: kubectl.get("pdb", "web")["status"].get("disruptionsAllowed") == 1)
+    evict()
+    eventually(lambda: name not in running_pods(kubectl))
+    kubectl("rollout", "status", "deployment/web", "--timeout=30s")

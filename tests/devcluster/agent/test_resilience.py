@@ -156,7 +156,10 @@ async def test_an_agent_that_comes_back_starts_its_pods_again(alone: tuple[Kubec
     for manifest in (pod("again", shell("exec sleep 1000")), once):
         await asyncio.to_thread(kubectl.apply, manifest)
         await asyncio.to_thread(wait_ready, kubectl, f"pod/{manifest['metadata']['name']}")
+    await asyncio.to_thread(kubectl.apply, pod("leaving", shell("exec sleep 1000")))
+    await asyncio.to_thread(wait_ready, kubectl, "pod/leaving")
     assert await agent.end(signal.SIGKILL) == -signal.SIGKILL
+    kubectl("delete", "pod", "leaving", "--wait=false")
     (agent.folder / "agent" / "leftover").write_text("x")
 
     await agent.start()
@@ -169,6 +172,7 @@ async def test_an_agent_that_comes_back_starts_its_pods_again(alone: tuple[Kubec
     await asyncio.to_thread(
         kubectl, "wait", "--for=jsonpath={.status.phase}=Failed", "pod/once", "--timeout=30s"
     )
+    await asyncio.to_thread(kubectl, "wait", "--for=delete", "pod/leaving", "--timeout=30s")
     await asyncio.to_thread(kubectl, "delete", "pod", "once", "again", "--timeout=30s")
 
 
