@@ -147,7 +147,7 @@ def controller_manager(
         f"--client-ca-file={credentials.cluster_ca.certificate}",
         f"--controllers={','.join(['*', *(f'-{name}' for name in DISABLED_CONTROLLERS)])}",
         "--leader-elect=false",
-        # A claim's first save conflicts with its finalizer now and then, and is tried again only at the next sync.
+        # A claim's first save may conflict with its finalizer, and is tried again only at the next sync.
         "--pvclaimbinder-sync-period=1s",
         "--use-service-account-credentials=true",
         f"--service-account-private-key-file={credentials.service_account.key}",
