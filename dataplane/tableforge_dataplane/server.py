@@ -28,6 +28,9 @@ from tableforge_dataplane.wire.heartbeat import Heartbeat
 
 HANDSHAKE_TIMEOUT_SECONDS: Final = 10.0
 
+MOST_ARRIVING: Final = 1000
+"""Sockets that may be in their handshakes at once; more are dropped as soon as they are accepted."""
+
 SETTLE_SECONDS: Final = 5.0
 """How long a leaving instance waits for acknowledgements of what it took before it closes connections."""
 
@@ -101,6 +104,7 @@ class Server:
             timeout_seconds=settings.websocket.pong_timeout_seconds,
         )
         self._connections: set[Connection] = set()
+        self._arriving: set[Connection] = set()
         self._empty = asyncio.Event()
         self._listener: WebsocketServer | None = None
         self._starting: asyncio.Task[None] | None = None
@@ -233,6 +237,18 @@ class Server:
         if isinstance(connection, Connection):
             connection.open()
             await connection.wait_closed()
+
+    def arriving(self, connection: Connection) -> bool:
+        """From a connection."""
+        if len(self._arriving) >= MOST_ARRIVING:
+            self.metrics.connections_refused.add("handshakes")
+            return False
+        self._arriving.add(connection)
+        return True
+
+    def arrived(self, connection: Connection) -> None:
+        """From a connection."""
+        self._arriving.discard(connection)
 
     def opened(self, connection: Connection) -> None:
         """From a connection."""

@@ -18,6 +18,9 @@ from tableforge_dataplane.observability.metrics import Metrics
 WATCH_INTERVAL_SECONDS: Final = 1.0
 GUARD_RETRY_SECONDS: Final = 5.0
 
+SYNCED: Final = ((b"appendonly", b"yes"), (b"appendfsync", b"always"))
+"""What Redis must be set to so that what it acknowledges is on its disk."""
+
 _log = EventLog("broker")
 
 
@@ -32,7 +35,7 @@ class _CheckedPublisher:
     async def on_up(self, connection: RedisConnection, facts: ServerFacts) -> None:
         """Raises RedisRefusedError where durability is not what was asked for."""
         if self._disk:
-            for name, wanted in ((b"appendonly", b"yes"), (b"appendfsync", b"always")):
+            for name, wanted in SYNCED:
                 try:
                     answer = await connection.ask(b"CONFIG", b"GET", name)
                 except ReplyError as error:
@@ -41,7 +44,7 @@ class _CheckedPublisher:
                         f"Redis at {self._where} does not let its configuration be read ({error}): allow "
                         "CONFIG GET, or ask for durability Memory.",
                     ) from None
-                found = answer[1] if isinstance(answer, list) and len(answer) > 1 else b"?"
+                found = _setting(answer)
                 if found != wanted:
                     raise RedisRefusedError(
                         "DurabilityNotMet",
@@ -212,6 +215,8 @@ class Broker:
             answered.clear()
             replies.clear()
             self._commands.send(pack(b"INFO", b"memory"), on_info)
+            if self._settings.redis.durability == "Disk":
+                self._look_at_syncing()
             try:
                 async with asyncio.timeout(self._settings.redis.connect_timeout_seconds):
                     await answered.wait()
@@ -221,6 +226,17 @@ class Broker:
                 await answered.wait()
             if isinstance(replies[0], bytes):
                 self._judge_memory(info_fields(replies[0]))
+
+    def _look_at_syncing(self) -> None:
+        """Somebody may change Redis's configuration while it runs: then the publisher's connection is made
+        anew, and refused."""
+        for name, wanted in SYNCED:
+
+            def on_setting(reply: Reply, wanted: bytes = wanted) -> None:
+                if isinstance(reply, list) and _setting(reply) != wanted:
+                    self._links["publisher"].abort()
+
+            self._commands.send(pack(b"CONFIG", b"GET", name), on_setting)
 
     def _judge_memory(self, memory: dict[str, str]) -> None:
         try:
@@ -239,6 +255,12 @@ class Broker:
         self._write_problem = problem
         if changed:
             self._on_changed()
+
+
+def _setting(answer: Reply) -> bytes:
+    """The value in CONFIG GET's answer."""
+    value = answer[1] if isinstance(answer, list) and len(answer) > 1 else b"?"
+    return value if isinstance(value, bytes) else b"?"
 
 
 def _nothing() -> None:

@@ -6,7 +6,7 @@ the reply, which comes in order, is handed to its owner. (About 3 µs of CPU a m
 """
 
 import asyncio
-import secrets
+import random
 import time
 from collections import deque
 from collections.abc import Callable
@@ -24,6 +24,9 @@ BATCHES_IN_FLIGHT: Final = 10
 
 RETRY_AFTER_SECONDS: Final = 1.0
 
+WAITING_BYTES: Final = 33_554_432
+"""So much may wait while Redis is away, whatever the number of messages: the pod's memory is bounded too."""
+
 TAG_BITS: Final = 52
 
 RETRIED: Final = ("NOSCRIPT", "LOADING", "READONLY", "MASTERDOWN", "CLUSTERDOWN", "TRYAGAIN")
@@ -40,9 +43,13 @@ def _log_refusal(text: str) -> None:
     _log.warning("redis_refused_write", reply=text)
 
 
+# seeded by the system; its own generator would be a system call a message, and tags are no secrets
+_getrandbits = random.Random().getrandbits  # noqa: S311
+
+
 def new_tag() -> bytes:
     """52 random bits in decimal: they stay exact in Lua's and JavaScript's numbers."""
-    return b"%d" % secrets.randbits(TAG_BITS)
+    return b"%d" % _getrandbits(TAG_BITS)
 
 
 class PublicationOwner(Protocol):
@@ -135,6 +142,8 @@ class Publisher:
         self._scheduled = False
         self._timer: asyncio.TimerHandle | None = None
         self._sent_at = 0.0
+        self._waiting_bytes = 0
+        """Of publications that came since the connection was lost."""
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._idle: asyncio.Event = asyncio.Event()
         self.refusal: tuple[str, float] | None = None
@@ -181,8 +190,7 @@ class Publisher:
                 RETRY_AFTER_SECONDS,
             )
             return
-        if publication.channel and self._connection is None:
-            publication.owner.refused(publication, "unavailable", _VOLATILE, RETRY_AFTER_SECONDS)
+        if self._connection is None and not self._may_wait(publication):
             return
         pending.append(publication)
         if self._in_flight:
@@ -194,6 +202,18 @@ class Publisher:
             # at the end of this turn of the loop, so that what it still brings goes along
             self._scheduled = True
             self._loop.call_soon(self._on_turn)
+
+    def _may_wait(self, publication: Publication) -> bool:
+        """Whether it may wait for Redis to come back; refused where not."""
+        if publication.channel:
+            message = _VOLATILE
+        elif self._waiting_bytes + len(publication.body) > WAITING_BYTES:
+            message = f"{WAITING_BYTES} bytes wait for Redis already: send this one again later."
+        else:
+            self._waiting_bytes += len(publication.body)
+            return True
+        publication.owner.refused(publication, "unavailable", message, RETRY_AFTER_SECONDS)
+        return False
 
     async def settled(self) -> None:
         """Wait until nothing waits and nothing is under way."""
@@ -207,6 +227,7 @@ class Publisher:
         connection.receive = self._on_reply
         connection.after_replies = self._after_replies
         self._connection = connection
+        self._waiting_bytes = 0
         self._send()
 
     def on_down(self) -> None:

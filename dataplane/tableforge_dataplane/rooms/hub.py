@@ -374,6 +374,7 @@ class Hub:
         room.seq, room.tag = position.seq, position.tag
         room.ring.cut(position)
         room.pages.clear()
+        room.encoded.clear()
         room.seen = 0
         for member in list(room.members.values()):
             if not member.joined or (shared and not room.is_live(member) and member.seq <= position.seq):
@@ -503,10 +504,19 @@ class Hub:
             self._loop.call_soon(self._step, member)
 
     def _hand_over(self, member: Member, entries: list[Entry]) -> None:
-        if entries:
-            outlet = member.occupant.outlet
-            outlet.send(outlet.encoder.messages(member.room.name, entries))
-            self._count(entries, 1)
+        if not entries:
+            return
+        room = member.room
+        outlet = member.occupant.outlet
+        part = (outlet.encoder, entries[0].seq, entries[-1].seq)
+        data = room.encoded.get(part)
+        if data is None:
+            data = outlet.encoder.messages(room.name, entries)
+            while len(room.encoded) >= PAGES_KEPT:
+                room.encoded.pop(next(iter(room.encoded)))
+            room.encoded[part] = data
+        outlet.send(data)
+        self._count(entries, 1)
 
     def _caught_up(self, member: Member) -> None:
         room = member.room
@@ -544,8 +554,11 @@ class Hub:
             return
         room.admit(member)
         # pages are kept while somebody may need them next
-        if room.pages and sum(len(group) for group in room.groups.values()) >= len(room.members):
+        if (room.pages or room.encoded) and sum(len(group) for group in room.groups.values()) >= len(
+            room.members
+        ):
             room.pages.clear()
+            room.encoded.clear()
 
     # From time to time
 

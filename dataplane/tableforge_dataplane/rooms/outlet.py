@@ -5,6 +5,9 @@ from collections.abc import Callable
 from typing import Protocol
 
 from tableforge_dataplane.broker.entries import Entry
+from tableforge_dataplane.observability.logging import EventLog
+
+_log = EventLog("outlet")
 
 
 class Encoder(Protocol):
@@ -45,7 +48,12 @@ class Turn:
             if frames:
                 data = frames[0] if len(frames) == 1 else b"".join(frames)
                 frames.clear()
-                outlet.write(data)
+                try:
+                    outlet.write(data)
+                except RuntimeError as error:
+                    # the event loop's, for a socket that is on its way out: the others must get theirs
+                    outlet.close()
+                    _log.warning("write_failed", error=error)
 
 
 class Outlet:

@@ -60,6 +60,7 @@ class Room:
     __slots__ = (
         "address",
         "burst",
+        "encoded",
         "groups",
         "kept_at",
         "members",
@@ -91,6 +92,8 @@ class Room:
         """Arrived in this read, not yet given to the groups."""
         self.waiting: list[Member] = []
         """To be looked at once the room is in step with its log."""
+        self.encoded: dict[tuple[Encoder, int, int], bytes] = {}
+        """Parts of `pages` and the ring as they were given to recovering members, by first and last seq."""
         self.pages: dict[int, list[Entry] | list[Member]] = {}
         self.subscribed = False
         self.opening = False

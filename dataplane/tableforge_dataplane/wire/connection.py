@@ -5,6 +5,7 @@ thousand times a second are whole text frames: those take a path of their own, s
 with the same result and the same close codes.
 """
 
+import asyncio
 from collections.abc import Callable
 from typing import Any, Final, Protocol
 
@@ -59,6 +60,12 @@ class Host(Protocol):
     max_payload_bytes: int
     write_limit_bytes: int
 
+    def arriving(self, connection: "Connection") -> bool:
+        """A socket was accepted; False where too many are in their handshakes already."""
+
+    def arrived(self, connection: "Connection") -> None:
+        """Its handshake is over, one way or the other; may be called twice."""
+
     def opened(self, connection: "Connection") -> None:
         """The handshake is done."""
 
@@ -100,6 +107,7 @@ class Connection(ServerConnection):
         outlet = Outlet(turn=host.turn, encoder=host.encoder, write=self.transport.write, socket=self)
         session = Session(host.surroundings, outlet=outlet, voice=self)
         self.session = session
+        host.arrived(self)
         host.opened(self)
         if self.refusal is not None:
             refusal = self.refusal
@@ -148,14 +156,28 @@ class Connection(ServerConnection):
         if not self.connection_lost_waiter.done():
             self.transport.abort()
 
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """From the event loop."""
+        super().connection_made(transport)
+        if not self._host.arriving(self):
+            self.transport.abort()
+
     def connection_lost(self, exc: Exception | None) -> None:
         """From the event loop."""
         super().connection_lost(exc)
         self._direct = False
         self._drained.clear()
+        self._host.arrived(self)
         if self.session is not None:
             self.session.end()
             self._host.lost(self)
+
+    def eof_received(self) -> None:
+        """From the event loop: the client's side is closed, in whatever way."""
+        if self.session is not None:
+            self.session.end()
+        self._direct = False
+        super().eof_received()
 
     # What comes in
 
@@ -217,6 +239,9 @@ class Connection(ServerConnection):
         session = self.session
         if session is None or session.closed:
             return
+        if self.protocol.state is not OPEN:
+            # the client's close came right behind: its last commands count, answers can't be sent any more
+            session.outlet.close()
         if event.opcode is Opcode.BINARY:
             self.fail(CloseCode.UNSUPPORTED_DATA, "binary frames are reserved")
         elif event.opcode is Opcode.TEXT or event.opcode is Opcode.CONT:

