@@ -4,11 +4,12 @@ import asyncio
 import contextlib
 import os
 import signal
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 from demo.images import ROOT, image_table
 from demo.kubectl import Kubectl
+from demo.screen import DemoError
 from devcluster import Devcluster
 
 MANIFESTS = ROOT / "manifests"
@@ -39,41 +40,42 @@ async def install_operator(kubectl: Kubectl) -> str:
     return said
 
 
-def processes_of_pod(pod: str) -> list[int]:
-    """The pids of the data-plane process that runs as this pod, found by the `INSTANCE_ID` it was given."""
+def kill_server(pod: str) -> int:
+    """`kill -9` the pod's data-plane process, as a crash or the kernel's out-of-memory killer would.
+
+    Returns its pid. It is found by the `INSTANCE_ID` it was given.
+    """
+    return _kill_the_one(
+        f"the server of pod {pod}",
+        lambda words, environ: (
+            any(word.endswith(b"tableforge-dataplane") for word in words[:2])
+            and f"INSTANCE_ID={pod}".encode() in environ
+        ),
+    )
+
+
+def kill_redis(address: str) -> int:
+    """`kill -9` the Redis that is bound to a pod's address. Returns its pid."""
+    return _kill_the_one(
+        f"the Redis at {address}",
+        # Redis writes its title over its arguments: "…/valkey-server 127.0.0.1:6379"
+        lambda words, _: f"-server {address}:".encode() in b" ".join(words),
+    )
+
+
+def _kill_the_one(what: str, is_it: Callable[[list[bytes], list[bytes]], bool]) -> int:
     found: list[int] = []
-    wanted = f"INSTANCE_ID={pod}".encode()
     for process in Path("/proc").iterdir():
         if not process.name.isdigit():
             continue
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):  # it ended, or belongs to somebody else
             words = (process / "cmdline").read_bytes().split(b"\0")
-            if any(word.endswith(b"tableforge-dataplane") for word in words[:2]) and (
-                wanted in (process / "environ").read_bytes().split(b"\0")
-            ):
+            if is_it(words, (process / "environ").read_bytes().split(b"\0")):
                 found.append(int(process.name))
-    return found
-
-
-def kill_pod_process(pod: str) -> int:
-    """`kill -9` the pod's server, as a crash or the kernel's out-of-memory killer would. Returns the pid."""
-    pids = processes_of_pod(pod)
-    if len(pids) != 1:
-        raise RuntimeError(f"pod {pod}: expected one server process, found {pids}")
-    os.kill(pids[0], signal.SIGKILL)
-    return pids[0]
-
-
-async def pod_addresses(kubectl: Kubectl, cluster: str, *, component: str = "dataplane") -> dict[str, str]:
-    """The cluster's running pods and their addresses, by name."""
-    pods = await kubectl.json(
-        "get", "pods", "-l", f"tableforge.io/cluster={cluster},app.kubernetes.io/component={component}"
-    )
-    return {
-        pod["metadata"]["name"]: pod["status"]["podIP"]
-        for pod in sorted(pods["items"], key=lambda pod: str(pod["metadata"]["name"]))
-        if pod["status"].get("podIP") and "deletionTimestamp" not in pod["metadata"]
-    }
+    if len(found) != 1:
+        raise DemoError(f"{what}: expected one process, found {found}")
+    os.kill(found[0], signal.SIGKILL)
+    return found[0]
 
 
 async def eventually_empty(kubectl: Kubectl, *words: str, timeout_seconds: float = 60.0) -> str:

@@ -120,7 +120,7 @@ class Scene:
             for other in others:
                 talking.create_task(talk(other))
             await halfway.wait()
-            pid = stage.kill_pod_process(pod)
+            pid = stage.kill_server(pod)
             self._screen.command(["kill", "-9", str(pid)])
             self._screen.say(f"That was the server in {pod}, the one {victim.name} is on.")
         await self._say_and_hear(others[0], "did you hear everything?", people)
