@@ -7,6 +7,7 @@ from typing import Any, Final, Literal
 
 import msgspec
 
+from tableforge_dataplane.contract.fleet import Fleet
 from tableforge_operator import api
 from tableforge_operator.api import RedisStatus, Status, WebSocketCluster, names
 from tableforge_operator.decide import changes, findings, ownership, resources
@@ -111,7 +112,9 @@ def _assess(cluster: WebSocketCluster, snapshot: Snapshot, now: Now, digests: di
         status=None if stands else wanted_status,
         counters=due and not stands,
         events=() if stands else events,
-        requeue_seconds=_requeue(snapshot, now, settled=not found, until=until),
+        requeue_seconds=_requeue(
+            snapshot, now, settled=not found and _all_told(fleet, deployment), until=until
+        ),
     )
 
 
@@ -185,6 +188,12 @@ def _progress(deployment: Object | None) -> tuple[dt.datetime | None, bool]:
             gave_up = condition.get("reason") == "ProgressDeadlineExceeded"
             return None if gave_up else verdict.parse_time(condition.get("lastUpdateTime")), gave_up
     return None, False
+
+
+def _all_told(fleet: Fleet | None, deployment: Object | None) -> bool:
+    """Whether the fleet knows of as many instances as are ready: a new one's record comes a little later."""
+    ready = ((deployment or {}).get("status") or {}).get("readyReplicas", 0)
+    return ready == 0 or (fleet is not None and fleet.totals.instances == ready)
 
 
 def _requeue(snapshot: Snapshot, now: Now, *, settled: bool, until: float | None) -> float:

@@ -120,11 +120,17 @@ def _stalled(facts: Facts, previous: Status, now: Now) -> tuple[Finding | None, 
 
 
 def counters_due(new: Counters, *, previous: Status, written_at: float | None, now: Now) -> bool:
-    """Whether the counters have moved far enough, and the last ones have stood long enough, to be written."""
-    old = (previous.instances, previous.connections, previous.rooms)
+    """Whether the counters have moved far enough, and the last ones have stood long enough, to be written.
+
+    The number of instances is told at once: it changes only when pods come and go, and a table that says 2
+    where 3 are ready looks like a fault.
+    """
+    if new.instances != previous.instances:
+        return True
+    old = (previous.connections, previous.rooms)
     moved = any(
         before is None or abs(after - before) > COUNTERS_MOVED * before
-        for before, after in zip(old, (new.instances, new.connections, new.rooms), strict=True)
+        for before, after in zip(old, (new.connections, new.rooms), strict=True)
     )
     return moved and (written_at is None or now.monotonic - written_at >= COUNTERS_EVERY_SECONDS)
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tableforge_operator.decide import ownership
-from tableforge_operator.decide.plan import POLL_SECONDS, Plan, decide
+from tableforge_operator.decide.plan import POLL_SECONDS, POLL_UNSETTLED_SECONDS, Plan, decide
 from tableforge_operator.decide.snapshot import FleetView, Refusal, Snapshot
 from tests.operator.engine.pods import AWAY, health
 from tests.operator.engine.snapshots import (
@@ -156,6 +156,19 @@ def test_counters_wait_for_five_per_cent_and_thirty_seconds() -> None:
     assert moved.status["connections"] == 106
     assert moved.counters
     assert moved.events == ()
+
+
+def test_the_number_of_instances_is_told_at_once_and_asked_for_until_it_fits() -> None:
+    ready = ready_cluster(now=at(0))
+    lagging = with_fleet(ready, now=at(1), instances=2, connections=100, rooms=10)
+    told = plan(lagging, 1)
+    assert told.status is not None
+    assert told.status["instances"] == 2
+    assert told.requeue_seconds == POLL_UNSETTLED_SECONDS
+    whole = plan(with_fleet(done(lagging, told, now=at(1)), now=at(5), connections=100, rooms=10), 5)
+    assert whole.status is not None
+    assert whole.status["instances"] == 3
+    assert whole.requeue_seconds == POLL_SECONDS
 
 
 def test_counters_come_along_when_a_condition_flips() -> None:
