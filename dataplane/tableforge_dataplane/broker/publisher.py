@@ -12,6 +12,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final, Literal, Protocol
 
+import msgspec
+
 from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.connection import RedisConnection, Reply, ReplyError, pack
 from tableforge_dataplane.broker.scripts import PUBLISH
@@ -64,54 +66,27 @@ class PublicationOwner(Protocol):
         """It was not stored, or nobody can say whether it was (`unknown_key`)."""
 
 
-class Publication:
-    """One message on its way into a room's log."""
+class Publication(msgspec.Struct, kw_only=True, eq=False):
+    """One message on its way into a room's log. (A struct because it is made in 0.4 µs; owners extend it.)"""
 
-    __slots__ = (
-        "base",
-        "body",
-        "channel",
-        "head",
-        "key",
-        "origin",
-        "owner",
-        "retried",
-        "since",
-        "tag",
-        "token",
-    )
-
-    def __init__(
-        self,
-        *,
-        head: bytes,
-        origin: bytes,
-        key: bytes,
-        body: bytes,
-        owner: PublicationOwner,
-        token: object = None,
-        since: bytes = b"",
-        base: tuple[int, bytes] | None = None,
-        channel: bytes = b"",
-    ) -> None:
-        self.head = head
-        """`Publisher.head` of its room."""
-        self.tag = new_tag()
-        self.origin = origin
-        """The session; `!` in front where the sender wants no copy. No spaces."""
-        self.key = key
-        """The idempotency key's field in the room's meta."""
-        self.since = since
-        """The position a resend by the client names; empty on its first attempt."""
-        self.base = base
-        """The room's position here when it was first sent: what the instance's own retries name."""
-        self.body = body
-        self.channel = channel
-        """Set for a volatile message: it goes to the channel alone, and is not worth waiting for Redis."""
-        self.owner = owner
-        self.token = token
-        """The owner's, to know it by."""
-        self.retried = False
+    head: bytes
+    """`Publisher.head` of its room."""
+    tag: bytes
+    """From `new_tag`."""
+    origin: bytes
+    """The session; `!` in front where the sender wants no copy. No spaces."""
+    key: bytes
+    """The idempotency key's field in the room's meta."""
+    body: bytes
+    owner: PublicationOwner
+    since: bytes = b""
+    """The position a resend by the client names; empty on its first attempt."""
+    base_seq: int = -1
+    """With `base_tag`, the room's position here when it was first sent: what own retries name as `since`."""
+    base_tag: bytes = b""
+    channel: bytes = b""
+    """Set for a volatile message: it goes to the channel alone, and is not worth waiting for Redis."""
+    retried: bool = False
 
 
 class Publisher:
@@ -275,8 +250,8 @@ class Publisher:
                 out.append(self._volatile(publication))
                 continue
             since = publication.since
-            if publication.retried and not since and publication.base is not None:
-                since = b"%d-%b" % publication.base
+            if publication.retried and not since and publication.base_seq >= 0:
+                since = b"%d-%b" % (publication.base_seq, publication.base_tag)
             tag, origin, key, body = publication.tag, publication.origin, publication.key, publication.body
             out.append(
                 b"%b$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n$%d\r\n%b\r\n"

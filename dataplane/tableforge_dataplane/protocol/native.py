@@ -27,6 +27,8 @@ _command: Final = msgspec.json.Decoder(Auth | Join | Leave | Publish | Ping)
 _array: Final = msgspec.json.Decoder(list[msgspec.Raw])
 _encode: Final = msgspec.json.Encoder().encode
 
+_DEPTH_OF_DATA: Final = payload.MAX_DEPTH - 1
+
 _FIELD_CODES: Final = {
     "room": ("bad_room", "`room` must be a string."),
     "event": ("bad_event", f"`event` must be a string of 1 to {MAX_EVENT_CHARACTERS} characters."),
@@ -53,14 +55,17 @@ class Native:
                 return self._decode_array(frame)
             return _diagnose(frame)
         if type(command) is Publish:
-            return _checked(command, depth_allowed=payload.MAX_DEPTH - 1)
+            try:
+                payload.check(command.data, _DEPTH_OF_DATA)
+            except payload.DataError as error:
+                return _bad_data(command, error)
         return command
 
     def encode(self, event: Event) -> bytes:
         """A frame's payload."""
         return _encode(event)
 
-    def message(self, room: str, *, seq: int, tag: bytes, ts: bytes, body: bytes) -> bytes:
+    def message(self, room: str, seq: int, tag: bytes, ts: bytes, body: bytes) -> bytes:
         """A frame's payload. `body`: the JSON object with `event`, `from`, `data`; seq 0 has no place."""
         if seq == 0:
             return b'{"type":"message","room":"%b","ts":%b,%b' % (room.encode(), ts, body[1:])
@@ -91,21 +96,19 @@ class Native:
             except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
                 commands.append(_diagnose(raw))
                 continue
-            if type(command) is Publish:
-                commands.append(_checked(command, depth_allowed=payload.MAX_DEPTH - 2))
-            else:
+            try:
+                if type(command) is Publish:
+                    payload.check(command.data, _DEPTH_OF_DATA - 1)
                 commands.append(command)
+            except payload.DataError as error:
+                commands.append(_bad_data(command, error))
         return commands
 
 
-def _checked(command: Publish, *, depth_allowed: int) -> Publish | Refused:
-    try:
-        payload.check(bytes(command.data), depth_allowed=depth_allowed)
-    except payload.DataError as error:
-        return Refused(
-            code="bad_data", message=str(error), id=command.id, type="publish", room=command.room[:128]
-        )
-    return command
+def _bad_data(command: Publish, error: payload.DataError) -> Refused:
+    return Refused(
+        code="bad_data", message=str(error), id=command.id, type="publish", room=command.room[:128]
+    )
 
 
 def _diagnose(frame: bytes) -> Refused:
@@ -161,7 +164,7 @@ def _wrong_field(frame: bytes, kind: str, fields: dict[str, Any]) -> tuple[str, 
     if kind == "publish":
         try:
             # dumped again, it has the same escapes and numbers
-            payload.check(json.dumps(fields["data"]).encode(), depth_allowed=payload.MAX_DEPTH - 1)
+            payload.check(json.dumps(fields["data"]).encode(), _DEPTH_OF_DATA)
         except payload.DataError as error:
             return "bad_data", str(error)
     event = fields.get("event")

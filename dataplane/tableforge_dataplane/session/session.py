@@ -9,7 +9,7 @@ from typing import Final, Protocol
 import msgspec
 
 from tableforge_dataplane.broker.entries import Entry, Position
-from tableforge_dataplane.broker.publisher import Publication, Publisher, RefusalCode
+from tableforge_dataplane.broker.publisher import Publication, Publisher, RefusalCode, new_tag
 from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.observability.metrics import Metrics
 from tableforge_dataplane.protocol import names
@@ -37,6 +37,7 @@ from tableforge_dataplane.protocol.events import (
 from tableforge_dataplane.rooms.hub import Hub
 from tableforge_dataplane.rooms.outlet import Outlet
 from tableforge_dataplane.rooms.room import Member
+from tableforge_dataplane.security.access import Rights
 from tableforge_dataplane.security.tokens import Identity, TokenError
 from tableforge_dataplane.session.limits import BadFrames, ByteBudget, ByteBudgets, CommandRate
 
@@ -90,18 +91,15 @@ class Surroundings:
         self.clock: Callable[[], float] = self.loop.time
 
 
-class _Pending:
+class _Pending(Publication, kw_only=True, eq=False):
     """A publish that Redis has not answered, or whose answer waits for its place in the room's order."""
 
-    __slots__ = ("answered", "event", "id", "member", "room")
-
-    def __init__(self, identifier: CommandId, room: str, event: str, member: Member) -> None:
-        self.id = identifier
-        self.event = event
-        self.room = room
-        self.member = member
-        self.answered: Position | None = None
-        """Set once Redis has it, where the acknowledgement still waits for the copy's place."""
+    id: CommandId
+    room: str
+    event: str
+    member: Member
+    answered: Position | None = None
+    """Set once Redis has it, where the acknowledgement still waits for the copy's place."""
 
 
 class _Joining:
@@ -128,6 +126,7 @@ class Session:
         self.name = secrets.token_hex(8)
         self._origin = self.name.encode()
         self._identity: Identity | None = None
+        self._rights: Rights
         self._guest = False
         self._user_json = b""
         self._user_key = b""
@@ -214,6 +213,7 @@ class Session:
 
     def _become(self, identity: Identity, *, guest: bool) -> None:
         self._identity = identity
+        self._rights = identity.rights
         self._guest = guest
         self._user_json = b',"from":' + _json(identity.user) + b',"data":'
         # Guests share one scope: who reconnects has another name, and its resends must still be known.
@@ -432,35 +432,17 @@ class Session:
         return True
 
     def _publish(self, command: Publish, now: float) -> None:
-        room = command.room
-        member = self._rooms.get(room)
-        if member is None:
-            if names.is_room(room):
-                self._error("not_joined", _NOT_JOINED, command.id, "publish", room)
-            else:
-                self._error("bad_room", _BAD_ROOM, command.id, "publish", room[:128])
-            return
-        if isinstance(member.request, _Joining):
-            self._defer(member.request, command)
-            return
-        rights = self._identity.rights if self._identity is not None else None
-        if rights is None or not rights.may_publish(room):
-            self._error(
-                "forbidden", "The token gives no right to publish to this room.", command.id, "publish", room
-            )
+        member = self._rooms.get(command.room)
+        if member is None or member.request is not None or not self._rights.may_publish(command.room):
+            self._not_now(command, member)
             return
         since = b""
         if command.since is not None:
             if command.key is None or names.parse_position(command.since) is None:
-                if command.key is None:
-                    self._error(
-                        "bad_frame", "`since` means something only with a `key`.", command.id, "publish", room
-                    )
-                else:
-                    self._error("bad_pos", _BAD_POS.format("since"), command.id, "publish", room)
+                self._bad_since(command)
                 return
             since = command.since.encode()
-        body = b'{"event":' + _json(command.event) + self._user_json + bytes(command.data) + b"}"
+        body = b'{"event":%b%b%b}' % (_json(command.event), self._user_json, command.data)
         wait = self._budget.take(len(body), now)
         if wait is not None:
             self._limited(
@@ -470,40 +452,58 @@ class Session:
             )
             return
         self._publishes += 1
-        count = self._publishes
-        origin = self._origin
-        pending = _Pending(command.id, room, command.event, member)
+        room = member.room
+        pending = _Pending(
+            head=room.publish_head,
+            tag=new_tag(),
+            origin=self._origin,
+            key=b"i:%b:%d" % (self._origin, self._publishes)
+            if command.key is None
+            else self._user_key + command.key.encode(),
+            body=body,
+            owner=self,
+            since=since,
+            base_seq=room.seq,
+            base_tag=room.tag,
+            id=command.id,
+            room=command.room,
+            event=command.event,
+            member=member,
+        )
+        if command.volatile:
+            pending.channel = room.address.channel
         if not command.echo:
-            origin = b"!%b:%d" % (origin, count)
+            pending.origin = origin = b"!%b:%d" % (self._origin, self._publishes)
             self._quiet[origin] = pending
             self._hub.quiet[origin] = self
-        key = (
-            self._user_key + command.key.encode()
-            if command.key is not None
-            else b"i:%b:%d" % (self._origin, count)
-        )
-        hub_room = member.room
-        self._publisher.publish(
-            Publication(
-                head=hub_room.publish_head,
-                channel=hub_room.address.channel if command.volatile else b"",
-                origin=origin,
-                key=key,
-                body=body,
-                owner=self,
-                token=pending,
-                since=since,
-                base=(hub_room.seq, hub_room.tag),
-            )
-        )
+        self._publisher.publish(pending)
+
+    def _not_now(self, command: Publish, member: Member | None) -> None:
+        room = command.room
+        if member is not None and isinstance(member.request, _Joining):
+            self._defer(member.request, command)
+        elif member is not None:
+            message = "The token gives no right to publish to this room."
+            self._error("forbidden", message, command.id, "publish", room)
+        elif names.is_room(room):
+            self._error("not_joined", _NOT_JOINED, command.id, "publish", room)
+        else:
+            self._error("bad_room", _BAD_ROOM, command.id, "publish", room[:128])
+
+    def _bad_since(self, command: Publish) -> None:
+        if command.key is None:
+            message = "`since` means something only with a `key`."
+            self._error("bad_frame", message, command.id, "publish", command.room)
+        else:
+            self._error("bad_pos", _BAD_POS.format("since"), command.id, "publish", command.room)
 
     # What becomes of publications (a `PublicationOwner`)
 
     def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:
         """From the publisher."""
-        pending = publication.token
-        if not isinstance(pending, _Pending):
+        if not isinstance(publication, _Pending):
             return
+        pending = publication
         if not duplicate:
             self._received.add(pending.event)
         if self.closed:
@@ -531,11 +531,10 @@ class Session:
         self, publication: Publication, code: RefusalCode, message: str, retry_after: float | None
     ) -> None:
         """From the publisher."""
-        pending = publication.token
-        if self.closed or not isinstance(pending, _Pending):
+        if self.closed or not isinstance(publication, _Pending):
             return
         self._forget_quiet(publication.origin)
-        self._error(code, message, pending.id, "publish", pending.room, retry_after)
+        self._error(code, message, publication.id, "publish", publication.room, retry_after)
 
     def on_quiet_copy(self, origin: bytes, entry: Entry) -> None:
         """From the hub: here the copy would be, were it wanted."""

@@ -25,7 +25,7 @@ class Dialect(Protocol):
 
     def encode(self, event: Event) -> bytes: ...
 
-    def message(self, room: str, *, seq: int, tag: bytes, ts: bytes, body: bytes) -> bytes: ...
+    def message(self, room: str, seq: int, tag: bytes, ts: bytes, body: bytes) -> bytes: ...
 
 
 class FrameEncoder:
@@ -42,8 +42,9 @@ class FrameEncoder:
     def messages(self, room: str, entries: list[Entry]) -> bytes:
         """Frames for everybody in `room`."""
         message = self._message
-        frames = [
-            text_frame(message(room, seq=entry.seq, tag=entry.tag, ts=entry.ts, body=entry.body))
-            for entry in entries
-        ]
-        return frames[0] if len(frames) == 1 else b"".join(frames)
+        if len(entries) == 1:
+            (entry,) = entries
+            return text_frame(message(room, entry.seq, entry.tag, entry.ts, entry.body))
+        return b"".join(
+            [text_frame(message(room, entry.seq, entry.tag, entry.ts, entry.body)) for entry in entries]
+        )
