@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shlex
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from demo import stage
@@ -33,10 +34,14 @@ async def show() -> None:
         screen.chapter("One kubectl apply: three instances and a Redis")
         await scene.apply_sample()
         screen.chapter(f"Three people in the room {ROOM}, each on another pod")
-        await scene.people_talk()
-        screen.chapter("Scaling, as with any workload")
-        await scene.scale(5)
-        await scene.scale(2)
+        async with scene.people() as people:
+            await scene.talk(people)
+            screen.chapter("kill -9 of a pod's server, while messages flow")
+            await scene.kill_while_talking(people)
+            screen.chapter("Scaling, as with any workload, with everybody connected")
+            await scene.scale(5)
+            await scene.scale(2)
+            await scene.still_together(people)
         screen.chapter("Deleting it: nothing hangs, nothing is left")
         await scene.delete()
         screen.chapter("Clean-up")
@@ -76,8 +81,9 @@ class Scene:
         await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=120s")
         await self.run("get", "wsc,deploy,pods,svc")
 
-    async def people_talk(self) -> None:
-        """Three people on three pods talk; then one of the pods is killed while they do."""
+    @contextlib.asynccontextmanager
+    async def people(self) -> AsyncIterator[list[Person]]:
+        """Three people in the room, each on another pod."""
         service = await self._kubectl.json("get", "service", CLUSTER)
         url = f"ws://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/ws"
         self._screen.say(f"They all connect to {url}, the address of the Service.")
@@ -85,22 +91,29 @@ class Scene:
             people: list[Person] = []
             for name in PEOPLE:
                 elsewhere = [other.client.instance for other in people]
-                people.append(
-                    await stack.enter_async_context(
-                        person(name, url, ROOM, self._screen, elsewhere=elsewhere)
-                    )
-                )
-            for someone in people:
-                await self._say_and_hear(someone, f"hello from {someone.client.instance}", people)
-            self._screen.chapter("kill -9 of a pod's server, while messages flow")
-            await self._kill_while_talking(people)
+                someone = person(name, url, ROOM, self._screen, elsewhere=elsewhere)
+                people.append(await stack.enter_async_context(someone))
+            yield people
+
+    async def talk(self, people: list[Person]) -> None:
+        """Everybody says a line, and everybody hears it."""
+        for someone in people:
+            await self._say_and_hear(someone, f"hello from {someone.client.instance}", people)
+
+    async def still_together(self, people: list[Person]) -> None:
+        """Who was on a pod that left is on another one, the status counts everybody, nothing is missing."""
+        await self.run("wait", "--for=jsonpath={.status.instances}=2", f"wsc/{CLUSTER}", "--timeout=90s")
+        await self.run("get", "wsc")
+        await self.talk(people)
+        self._check(people)
 
     async def _say_and_hear(self, speaker: Person, text: str, people: list[Person]) -> None:
         seq = await speaker.say(text)
         for someone in people:
             await someone.has_heard(seq)
 
-    async def _kill_while_talking(self, people: list[Person]) -> None:
+    async def kill_while_talking(self, people: list[Person]) -> None:
+        """Two go on talking while the server that the third one is on is killed."""
         victim, *others = people
         pod = victim.client.instance
         if pod is None:
@@ -124,6 +137,13 @@ class Scene:
             self._screen.command(["kill", "-9", str(pid)])
             self._screen.say(f"That was the server in {pod}, the one {victim.name} is on.")
         await self._say_and_hear(others[0], "did you hear everything?", people)
+        self._check(people)
+        for someone in people:
+            someone.quiet = False
+        await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=60s")
+        await self.run("get", "pods")
+
+    def _check(self, people: list[Person]) -> None:
         wrong = [problem for someone in people for problem in someone.gaps()]
         resets = sum(someone.resets for someone in people)
         if wrong or resets:
@@ -133,8 +153,6 @@ class Scene:
             self._screen.say(
                 f"{someone.name:<5} heard #{first} to #{last}: {len(someone.heard)} messages, none twice"
             )
-        await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=60s")
-        await self.run("get", "pods")
 
     async def scale(self, replicas: int) -> None:
         """Scale the cluster and wait until it is so."""
