@@ -233,8 +233,8 @@ class Publisher:
 
     def _send(self) -> None:
         connection = self._connection
-        if connection is None:
-            return
+        if connection is None or self._again:
+            return  # what has to go again goes first, as soon as nothing is in flight
         pending, in_flight = self._pending, self._in_flight
         room_left = BATCHES_IN_FLIGHT * self._batch_size - len(in_flight)
         count = min(len(pending), self._batch_size, room_left)

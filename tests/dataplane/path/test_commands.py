@@ -102,77 +102,79 @@ async def test_a_volatile_message_has_no_place_and_is_not_recovered(
     await carl.silent()
 
 
-@pytest.mark.parametrize(
-    ("frame", "code", "says"),
-    [
-        ("{", "bad_frame", "not valid JSON"),
-        ("17", "bad_frame", "must be a JSON object"),
-        ("[]", "bad_frame", "1 to 100"),
-        (json.dumps([{"type": "ping"}] * 101), "bad_frame", "101 commands"),
-        ('{"room":"lobby"}', "bad_type", "must be a string"),
-        ('{"type":"dance"}', "bad_type", "`dance` is no type"),
-        ('{"type":"direct","to":"bob","event":"x","data":1}', "bad_type", "not available in this version"),
-        ('{"type":"received","pos":"1-1"}', "bad_type", "not available in this version"),
-        ('{"type":"presence","room":"lobby"}', "bad_type", "not available in this version"),
-        ('{"type":"history","room":"lobby"}', "bad_type", "not available in this version"),
-        ('{"type":"join"}', "bad_room", "must be a string"),
-        ('{"type":"join","room":""}', "bad_room", "1 to 128 characters"),
-        ('{"type":"join","room":"a b"}', "bad_room", "1 to 128 characters"),
-        ('{"type":"join","room":"@"}', "bad_room", "1 to 128 characters"),
-        (json.dumps({"type": "join", "room": "x" * 129}), "bad_room", "1 to 128 characters"),
-        ('{"type":"join","room":"lobby","pos":7}', "bad_pos", "`pos`"),
-        ('{"type":"join","room":"lobby","pos":"seven"}', "bad_pos", "`pos`"),
-        ('{"type":"join","room":"lobby","id":[]}', "bad_frame", "`id`"),
-        ('{"type":"leave","room":"elsewhere"}', "not_joined", "join"),
-        ('{"type":"publish","room":"elsewhere","event":"e","data":1}', "not_joined", "join"),
-        ('{"type":"publish","room":"lobby","event":"","data":1}', "bad_event", "1 to 50"),
-        (
-            json.dumps({"type": "publish", "room": "lobby", "event": "e" * 51, "data": 1}),
-            "bad_event",
-            "1 to 50",
-        ),
-        ('{"type":"publish","room":"lobby","data":1}', "bad_event", "1 to 50"),
-        ('{"type":"publish","room":"lobby","event":"e"}', "bad_data", "`data`"),
-        ('{"type":"publish","room":"lobby","event":"e","data":1e999}', "bad_data", "1e999"),
-        ('{"type":"publish","room":"lobby","event":"e","data":[9007199254740993]}', "bad_data", "string"),
-        (
-            '{"type":"publish","room":"lobby","event":"e","data":' + "1" * 5000 + "}",
-            "bad_data",
-            "a double can't hold",
-        ),
-        ('{"type":"publish","room":"lobby","event":"e","data":"\\ud800"}', "bad_data", "surrogate"),
-        ('{"type":"publish","room":"lobby","event":"e","data":NaN}', "bad_data", "not JSON"),
-        (
-            '{"type":"publish","room":"lobby","event":"e","data":' + "[" * 64 + "]" * 64 + "}",
-            "bad_data",
-            "64 deep",
-        ),
-        (
-            '{"type":"publish","room":"lobby","event":"e","data":' + "[" * 9000 + "]" * 9000 + "}",
-            "bad_frame",
-            "64",
-        ),
-        ('{"type":"publish","room":"lobby","event":"e","data":1,"key":""}', "bad_frame", "`key`"),
-        ('{"type":"publish","room":"lobby","event":"e","data":1,"since":"1-1"}', "bad_frame", "`key`"),
-        (
-            '{"type":"publish","room":"lobby","event":"e","data":1,"key":"k","since":"x"}',
-            "bad_pos",
-            "`since`",
-        ),
-        ('{"type":"publish","room":"lobby","event":"e","data":1,"echo":1}', "bad_frame", "`echo`"),
-    ],
-)
+WRONG: list[tuple[str, str, str]] = [
+    ("{", "bad_frame", "not valid JSON"),
+    ("17", "bad_frame", "must be a JSON object"),
+    ("[]", "bad_frame", "1 to 100"),
+    (json.dumps([{"type": "ping"}] * 101), "bad_frame", "101 commands"),
+    ('{"room":"lobby"}', "bad_type", "must be a string"),
+    ('{"type":"dance"}', "bad_type", "`dance` is no type"),
+    ('{"type":"direct","to":"bob","event":"x","data":1}', "bad_type", "not available in this version"),
+    ('{"type":"received","pos":"1-1"}', "bad_type", "not available in this version"),
+    ('{"type":"presence","room":"lobby"}', "bad_type", "not available in this version"),
+    ('{"type":"history","room":"lobby"}', "bad_type", "not available in this version"),
+    ('{"type":"join"}', "bad_room", "must be a string"),
+    ('{"type":"join","room":""}', "bad_room", "1 to 128 characters"),
+    ('{"type":"join","room":"a b"}', "bad_room", "1 to 128 characters"),
+    ('{"type":"join","room":"@"}', "bad_room", "1 to 128 characters"),
+    (json.dumps({"type": "join", "room": "x" * 129}), "bad_room", "1 to 128 characters"),
+    ('{"type":"join","room":"lobby","pos":7}', "bad_pos", "`pos`"),
+    ('{"type":"join","room":"lobby","pos":"seven"}', "bad_pos", "`pos`"),
+    ('{"type":"join","room":"lobby","id":[]}', "bad_frame", "`id`"),
+    ('{"type":"leave","room":"elsewhere"}', "not_joined", "join"),
+    ('{"type":"publish","room":"elsewhere","event":"e","data":1}', "not_joined", "join"),
+    ('{"type":"publish","room":"lobby","event":"","data":1}', "bad_event", "1 to 50"),
+    (
+        json.dumps({"type": "publish", "room": "lobby", "event": "e" * 51, "data": 1}),
+        "bad_event",
+        "1 to 50",
+    ),
+    ('{"type":"publish","room":"lobby","data":1}', "bad_event", "1 to 50"),
+    ('{"type":"publish","room":"lobby","event":"e"}', "bad_data", "`data`"),
+    ('{"type":"publish","room":"lobby","event":"e","data":1e999}', "bad_data", "1e999"),
+    ('{"type":"publish","room":"lobby","event":"e","data":[9007199254740993]}', "bad_data", "string"),
+    (
+        '{"type":"publish","room":"lobby","event":"e","data":' + "1" * 5000 + "}",
+        "bad_data",
+        "a double can't hold",
+    ),
+    ('{"type":"publish","room":"lobby","event":"e","data":"\\ud800"}', "bad_data", "surrogate"),
+    ('{"type":"publish","room":"lobby","event":"e","data":NaN}', "bad_data", "not JSON"),
+    (
+        '{"type":"publish","room":"lobby","event":"e","data":' + "[" * 64 + "]" * 64 + "}",
+        "bad_data",
+        "64 deep",
+    ),
+    (
+        '{"type":"publish","room":"lobby","event":"e","data":' + "[" * 9000 + "]" * 9000 + "}",
+        "bad_frame",
+        "64",
+    ),
+    ('{"type":"publish","room":"lobby","event":"e","data":1,"key":""}', "bad_frame", "`key`"),
+    ('{"type":"publish","room":"lobby","event":"e","data":1,"since":"1-1"}', "bad_frame", "`key`"),
+    (
+        '{"type":"publish","room":"lobby","event":"e","data":1,"key":"k","since":"x"}',
+        "bad_pos",
+        "`since`",
+    ),
+    ('{"type":"publish","room":"lobby","event":"e","data":1,"echo":1}', "bad_frame", "`echo`"),
+]
+"""A frame, the code of its error, and what the error says among other things."""
+
+
 async def test_what_is_wrong_is_named_and_costs_the_connection_nothing(
-    redis_server: RedisServer, instances: Instances, peers: Peers, frame: str, code: str, says: str
+    redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server)
-    ada = await peers(one)
-    await ada.join("lobby")
-    await ada.socket.send(frame)
-    error = await ada.hear_type("error")
-    assert error["code"] == code
-    assert says in error["message"]
-    assert (await ada.published("lobby", "still here"))["seq"] == 1
+    for number, (frame, code, says) in enumerate(WRONG, 1):
+        ada = await peers(one)
+        await ada.join("lobby")
+        await ada.socket.send(frame)
+        error = await ada.hear_type("error")
+        assert error["code"] == code, frame
+        assert says in error["message"], frame
+        assert (await ada.published("lobby", "still here"))["seq"] == number, frame
+        await ada.socket.close()
 
 
 async def test_numbers_and_depths_that_everybody_can_read_are_taken_as_they_are(
