@@ -85,6 +85,7 @@ class Broker:
         for link in self._links.values():
             link.changed = self._on_changed
         self._tasks: list[asyncio.Task[None]] = []
+        self._up = 0
         self._state = RedisState(
             connected=False,
             reason="Connecting",
@@ -153,7 +154,9 @@ class Broker:
                 version=version,
                 durability=durability,
             )
-        if any(link.up for link in links):
+        up = sum(link.up for link in links)
+        came_up, self._up = up > self._up, up
+        if came_up:  # and not whenever one is up: two that fail would chase each other
             for link in links:
                 if not link.up:
                     link.hurry()

@@ -337,3 +337,19 @@ async def test_the_oldest_redis_supported_does_it_all(
     assert (await carl.join("lobby", position))["recovered"] is True
     assert [message["data"] for message in await carl.messages(200)] == list(range(200))
     assert one.broker.redis_state().version.startswith("Redis 6.2")
+
+
+async def test_a_user_that_may_not_do_everything_is_told_and_does_not_hammer(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    client = redis.asyncio.Redis(host=redis_server.host, port=redis_server.port)
+    await client.execute_command("ACL", "SETUSER", "default", "-script")
+    (one,) = await instances(redis_server, wait_until_ready=False)
+    await until(lambda: one.broker.redis_state().reason == "AuthenticationFailed")
+    assert "script" in one.broker.redis_state().message
+    before = (await client.info("stats"))["total_connections_received"]
+    await asyncio.sleep(1)
+    assert (await client.info("stats"))["total_connections_received"] - before < 20
+    await client.execute_command("ACL", "SETUSER", "default", "+script")
+    await until(lambda: one.ready)
+    await client.aclose()
