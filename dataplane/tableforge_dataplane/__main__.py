@@ -18,14 +18,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from tableforge_dataplane.contract import environment
 from tableforge_dataplane.contract.endpoints import LIVE_PATH
 from tableforge_dataplane.contract.settings import (
     Secret,
     Settings,
-    SettingsError,
     Unit,
     specs,
-    to_environment,
 )
 
 if TYPE_CHECKING:
@@ -48,8 +47,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        settings = Settings.from_environment()
-    except SettingsError as error:
+        settings = environment.read()
+    except environment.SettingsError as error:
         if options.command == "serve":
             _last_words(options.termination_log, error.problems)
         for problem in error.problems:
@@ -121,7 +120,7 @@ def _duration(text: str) -> float:
 
 def _environment_help() -> str:
     """Every setting with its meaning, default and bounds, from the one place that knows them."""
-    defaults = to_environment(Settings())
+    defaults = environment.show(Settings())
     lines: list[str] = []
     group = ""
     for path, (spec, default) in specs().items():
@@ -139,7 +138,7 @@ def _environment_help() -> str:
 
 
 def _print_config(settings: Settings) -> None:
-    for name, value in to_environment(settings).items():
+    for name, value in environment.show(settings).items():
         print(f"{name}={value}")
     for warning in settings.warnings:
         print(f"# {warning}")

@@ -9,27 +9,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tableforge_dataplane.contract import environment
 from tableforge_dataplane.contract.settings import (
     Secret,
     Settings,
-    SettingsError,
     Spec,
     Unit,
     specs,
-    to_environment,
 )
 
 
 def problems_of(environ: dict[str, str]) -> list[str]:
-    with pytest.raises(SettingsError) as caught:
-        Settings.from_environment(environ)
+    with pytest.raises(environment.SettingsError) as caught:
+        environment.read(environ)
     return caught.value.problems
 
 
 def outcome_of(environ: dict[str, str]) -> tuple[Settings | None, list[str]]:
     try:
-        return Settings.from_environment(environ), []
-    except SettingsError as error:
+        return environment.read(environ), []
+    except environment.SettingsError as error:
         return None, error.problems
 
 
@@ -43,7 +42,7 @@ def numbers() -> list[tuple[str, Spec]]:
 
 
 def test_an_empty_environment_gives_the_guides_defaults() -> None:
-    settings = Settings.from_environment({})
+    settings = environment.read({})
     assert settings == Settings()
     assert (settings.websocket.port, settings.websocket.max_connections) == (3001, 1000)
     assert (settings.redis.host, settings.redis.port) == ("localhost", 6379)
@@ -57,7 +56,7 @@ def test_an_empty_environment_gives_the_guides_defaults() -> None:
 
 
 def test_an_empty_variable_is_one_that_is_not_set() -> None:
-    assert Settings.from_environment({spec.env: "" for spec, _ in specs().values()}) == Settings()
+    assert environment.read({spec.env: "" for spec, _ in specs().values()}) == Settings()
 
 
 def test_every_setting_has_a_variable_of_its_own_and_a_sentence() -> None:
@@ -102,9 +101,7 @@ def test_any_text_is_a_number_within_bounds_or_a_problem(text: str) -> None:
 
 @pytest.mark.parametrize(("text", "expected"), [("true", True), ("TRUE", True), ("False", False)])
 def test_a_flag_is_true_or_false(text: str, expected: bool) -> None:
-    assert (
-        Settings.from_environment({"AUTH_REQUIRED": text, "JWT_SECRET": "k" * 32}).auth.required is expected
-    )
+    assert environment.read({"AUTH_REQUIRED": text, "JWT_SECRET": "k" * 32}).auth.required is expected
 
 
 @pytest.mark.parametrize("text", ["yes", "1", "on", "truee"])
@@ -113,8 +110,8 @@ def test_other_words_are_no_flag(text: str) -> None:
 
 
 def test_a_choice_takes_any_case_and_names_the_choices() -> None:
-    assert Settings.from_environment({"LOG_LEVEL": "WARNING"}).logging.level == "warning"
-    assert Settings.from_environment({"TABLEFORGE_REDIS_DURABILITY": "disk"}).redis.durability == "Disk"
+    assert environment.read({"LOG_LEVEL": "WARNING"}).logging.level == "warning"
+    assert environment.read({"TABLEFORGE_REDIS_DURABILITY": "disk"}).redis.durability == "Disk"
     assert problems_of({"LOG_LEVEL": "loud"}) == [
         "LOG_LEVEL='loud': must be one of debug, info, warning, error."
     ]
@@ -140,7 +137,7 @@ def test_a_text_must_match(name: str, bad: str) -> None:
 
 @pytest.mark.parametrize("host", ["localhost", "10.0.0.1", "::1", "fe80::1%eth0", "redis.tables.svc"])
 def test_hosts_are_names_and_addresses(host: str) -> None:
-    assert Settings.from_environment({"REDIS_HOST": host}).redis.host == host
+    assert environment.read({"REDIS_HOST": host}).redis.host == host
 
 
 def test_every_problem_is_told_at_once() -> None:
@@ -194,7 +191,7 @@ def test_a_value_that_could_not_be_read_contradicts_nothing() -> None:
 
 
 def test_two_ports_that_the_system_chooses_do_not_collide() -> None:
-    settings = Settings.from_environment({"WS_PORT": "0", "TABLEFORGE_HTTP_PORT": "0"})
+    settings = environment.read({"WS_PORT": "0", "TABLEFORGE_HTTP_PORT": "0"})
     assert settings.websocket.port == settings.http.port == 0
 
 
@@ -206,12 +203,12 @@ def test_a_misspelt_setting_is_refused_with_the_nearest_name() -> None:
 
 def test_the_guides_names_misspelt_are_warned_about() -> None:
     # without the prefix they may belong to another program: no reason to end this one
-    settings = Settings.from_environment({"REDIS_PASSWORT": "secret-value", "HEARTBEAT_INTERVALL": "1"})
+    settings = environment.read({"REDIS_PASSWORT": "secret-value", "HEARTBEAT_INTERVALL": "1"})
     assert settings.warnings == (
         "HEARTBEAT_INTERVALL is not a setting and has no effect: did you mean HEARTBEAT_INTERVAL?",
         "REDIS_PASSWORT is not a setting and has no effect: did you mean REDIS_PASSWORD?",
     )
-    assert Settings.from_environment({"PATH": "/bin", "HOME": "/", "REDIS_URL": "redis://x"}).warnings == ()
+    assert environment.read({"PATH": "/bin", "HOME": "/", "REDIS_URL": "redis://x"}).warnings == ()
 
 
 SERVICE_LINKS = {
@@ -227,7 +224,7 @@ SERVICE_LINKS = {
 
 
 def test_what_kubernetes_sets_for_a_service_is_no_misspelt_setting() -> None:
-    assert Settings.from_environment(SERVICE_LINKS) == Settings()
+    assert environment.read(SERVICE_LINKS) == Settings()
 
 
 @pytest.mark.parametrize(
@@ -244,7 +241,7 @@ def test_a_service_called_redis_is_recognised_in_the_port() -> None:
 
 
 def test_the_pubsub_database_is_accepted_and_warned_about() -> None:
-    [warning] = Settings.from_environment({"REDIS_PUBSUB_DB": "1"}).warnings
+    [warning] = environment.read({"REDIS_PUBSUB_DB": "1"}).warnings
     assert "TABLEFORGE_REDIS_KEY_PREFIX" in warning
 
 
@@ -257,10 +254,10 @@ def test_these_are_all_the_secrets() -> None:
 
 def test_a_secret_never_shows() -> None:
     text = "correct-horse-battery-staple-and-more"
-    settings = Settings.from_environment(dict.fromkeys(SECRETS, text))
+    settings = environment.read(dict.fromkeys(SECRETS, text))
     assert settings.auth.jwt_secret.read() == text
     shown = [repr(settings), str(settings), f"{settings.redis}", repr(settings.redis.password)]
-    shown += [str(to_environment(settings))]
+    shown += [str(environment.show(settings))]
     assert not any(text in line for line in shown)
 
 
@@ -281,7 +278,7 @@ def test_a_secret_comes_by_value_or_by_file_but_not_by_both(name: str) -> None:
 
 def test_a_secrets_file_is_read_when_asked_and_need_not_exist_before(tmp_path: Path) -> None:
     file = tmp_path / "secret"
-    secret = Settings.from_environment({"JWT_SECRET_FILE": str(file)}).auth.jwt_secret
+    secret = environment.read({"JWT_SECRET_FILE": str(file)}).auth.jwt_secret
     assert secret.configured
     assert secret.read() is None
     file.write_text("first\n")
@@ -332,7 +329,7 @@ def test_what_was_read_can_be_written_and_read_again(environ: dict[str, str]) ->
     assert all(re.search("must be at least|different ports|needs JWT", problem) for problem in problems)
     if settings is None:
         return
-    written = to_environment(settings)
-    assert Settings.from_environment(written) == settings
+    written = environment.show(settings)
+    assert environment.read(written) == settings
     for name, text in environ.items():
         assert written[name].lower() == text.lower() or float(written[name]) == float(text)

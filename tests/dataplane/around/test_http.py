@@ -15,8 +15,9 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.exceptions import InvalidStatus
 from websockets.http11 import Request, Response
 
+from tableforge_dataplane.contract import environment
 from tableforge_dataplane.contract.fleet import Fleet, Health, RedisState, Totals
-from tableforge_dataplane.contract.settings import Secret, Settings
+from tableforge_dataplane.contract.settings import Secret
 from tableforge_dataplane.http.internal import InternalHttp
 from tableforge_dataplane.http.public import PublicHttp
 from tableforge_dataplane.http.readiness import InstanceHealth, Readiness, redis_condition
@@ -183,7 +184,7 @@ async def internal(
     async def answer() -> Fleet:
         return FLEET
 
-    settings = Settings.from_environment({"WS_HOST": "127.0.0.1", "TABLEFORGE_HTTP_PORT": "0"})
+    settings = environment.read({"WS_HOST": "127.0.0.1", "TABLEFORGE_HTTP_PORT": "0"})
     settings = dataclasses.replace(settings, http=dataclasses.replace(settings.http, fleet_key=key))
     server = InternalHttp(
         settings, exposition=Exposition(Metrics(), instance="one"), fleet=answer if fleet is None else fleet
@@ -290,9 +291,7 @@ async def test_other_paths_and_methods_on_the_internal_port() -> None:
 
 async def test_a_port_that_is_taken_is_an_error_at_start() -> None:
     async with internal() as (first, _):
-        settings = Settings.from_environment(
-            {"WS_HOST": "127.0.0.1", "TABLEFORGE_HTTP_PORT": str(first.port)}
-        )
+        settings = environment.read({"WS_HOST": "127.0.0.1", "TABLEFORGE_HTTP_PORT": str(first.port)})
         second = InternalHttp(settings, exposition=Exposition(Metrics(), instance="two"), fleet=first._fleet)
         with pytest.raises(OSError, match="address already in use"):
             await second.start()

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 import redis.asyncio
 
+from tableforge_dataplane.contract import environment
 from tableforge_dataplane.contract.fleet import InstanceRecord
 from tableforge_dataplane.contract.settings import Secret, Settings
 from tableforge_dataplane.observability.metrics import Metrics
@@ -32,7 +33,7 @@ class Instance:
 
 
 def settings_for(server: RedisServer, **environ: str) -> Settings:
-    return Settings.from_environment(
+    return environment.read(
         {
             "REDIS_HOST": server.host,
             "REDIS_PORT": str(server.port),

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from tableforge_dataplane.contract.settings import Settings
+from tableforge_dataplane.contract import environment
 from tableforge_dataplane.observability.metrics import Metrics
 from tableforge_dataplane.registry.registry import Registry, ThisInstance, new_boot_id
 from tests.support.redis import RedisServer
@@ -14,7 +14,7 @@ from tests.support.redis import RedisServer
 @pytest.mark.parametrize("turns", range(12))
 async def test_a_stop_in_the_middle_of_a_write_ends_it(redis_server: RedisServer, turns: int) -> None:
     """redis-py writes under `asyncio.wait_for`, which before Python 3.12 can swallow a cancellation."""
-    settings = Settings.from_environment(redis_server.environ)
+    settings = environment.read(redis_server.environ)
     registry = Registry(
         settings,
         this=ThisInstance(instance="a", boot=new_boot_id(), version="1", started_at=1.0),

@@ -6,8 +6,7 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from tableforge_dataplane.contract import settings
-from tableforge_dataplane.contract.settings import Settings
+from tableforge_dataplane.contract import environment, settings
 from tableforge_operator.api import Duration, load
 from tableforge_operator.decide.resources.config_map import config_map
 from tests.operator.model import expected
@@ -57,7 +56,7 @@ def test_a_cluster_of_defaults(cluster):
 
 
 def test_the_data_plane_reads_what_is_rendered(cluster):
-    found = Settings.from_environment(config_map(cluster())["data"])
+    found = environment.read(config_map(cluster())["data"])
     assert found.redis.host == "tables-redis.games.svc"
     assert found.redis.durability == "Disk"
     assert found.redis.password.file == Path("/var/run/tableforge/redis/password")
@@ -105,7 +104,7 @@ def test_every_field_arrives_at_the_data_plane(cluster):
         "clustering": {"failoverTimeout": "16s"},
         "rollout": {"drainTimeout": "17s"},
     }
-    found = Settings.from_environment(config_map(cluster(spec))["data"])
+    found = environment.read(config_map(cluster(spec))["data"])
     assert (found.websocket.port, found.websocket.max_connections) == (4000, 50)
     assert (found.websocket.ping_interval_seconds, found.websocket.pong_timeout_seconds) == (90, 0.75)
     assert (found.websocket.max_payload_bytes, found.websocket.write_limit_bytes) == (1048576, 2097152)
@@ -152,7 +151,7 @@ def test_the_data_plane_takes_whatever_the_crd_lets_through(chosen):
     security = load({"metadata": METADATA, "spec": spec}).spec.security
     assume(security.max_messages_per_minute >= security.max_messages_per_second)  # the CRD's rule
     built = config_map(load({"metadata": METADATA, "spec": spec}))
-    found = Settings.from_environment(built["data"])
+    found = environment.read(built["data"])
     for setting, value in chosen.items():
         group, field = setting.split(".")
         arrived = getattr(getattr(found, group), field)
