@@ -12,7 +12,9 @@ from tableforge_operator.api.quantities import Duration
 from tableforge_operator.api.spec import (
     DEFAULT_DATAPLANE_IMAGE,
     DEFAULT_REDIS_IMAGE,
+    JwtSecretRef,
     ManagedRedis,
+    PasswordSecretRef,
     Spec,
 )
 from tableforge_operator.api.status import Status
@@ -66,6 +68,16 @@ class WebSocketCluster(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def key_prefix(self) -> str:
         return self.spec.redis.key_prefix or f"{self.namespace}/{self.name}"
+
+    @property
+    def secret_refs(self) -> Mapping[str, JwtSecretRef | PasswordSecretRef]:
+        """The Secrets that the user names, by the setting whose file they are mounted as."""
+        external = self.spec.redis.external
+        refs = {
+            "auth.jwt_secret": self.spec.auth.jwt_secret_ref,
+            "redis.password": None if external is None else external.password_secret_ref,
+        }
+        return {setting: ref for setting, ref in refs.items() if ref is not None}
 
     @property
     def url(self) -> str:

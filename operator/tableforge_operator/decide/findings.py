@@ -2,11 +2,16 @@
 
 import collections
 import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Final
 
+import msgspec
+
+from tableforge_dataplane.contract import endpoints, settings
 from tableforge_dataplane.contract.fleet import RedisState
 from tableforge_operator.api import WebSocketCluster, names
+from tableforge_operator.api.spec import JwtSecretRef, PasswordSecretRef
 from tableforge_operator.decide import ownership
 from tableforge_operator.decide.snapshot import ChildKey, FleetView, Object, Snapshot
 
@@ -15,8 +20,14 @@ MESSAGE_LIMIT: Final = 1000
 FLEET_MEMORY_SECONDS: Final = 60.0
 """For how long an instance's last word counts when none answers: one lost question makes no outage."""
 
+_MOUNTED: Final = {
+    "auth.jwt_secret": endpoints.JWT_SECRET_FILE,
+    "redis.password": endpoints.REDIS_PASSWORD_FILE,
+}
+_SETTINGS: Final = settings.specs()
 _DEPLOYMENT: Final = "Deployment"
 _STATEFUL_SET: Final = "StatefulSet"
+_PULL_AGAIN: Final = re.compile(r'^Back-off pulling image "[^"]*"(: )?(ErrImagePull(: )?)?')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,11 +71,11 @@ def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Fi
         trouble = pod_trouble(pods_of(snapshot, names.REDIS)) or "its pod is starting"
         yield Finding(
             reason="RedisStarting",
-            message=f"Waiting for the managed Redis ({workload['metadata']['name']}): {trouble}.",
+            message=_sentence(f"Waiting for the managed Redis ({workload['metadata']['name']}): {trouble}"),
         )
 
 
-def rollout(snapshot: Snapshot, deployment: Object | None) -> Iterator[Finding]:
+def rollout(cluster: WebSocketCluster, snapshot: Snapshot, deployment: Object | None) -> Iterator[Finding]:
     """Instances that are missing, old or not ready."""
     if _DEPLOYMENT in snapshot.blind:
         yield Finding(
@@ -82,16 +93,15 @@ def rollout(snapshot: Snapshot, deployment: Object | None) -> Iterator[Finding]:
     if not _observed(deployment):
         yield Finding(reason="RollingOut", message="The Deployment controller has not seen the change yet.")
     elif updated < wanted or ready < wanted or total > wanted:
-        why = waiting_for(snapshot) or pod_trouble(pods_of(snapshot, names.DATAPLANE))
-        if why is None:
-            why = _deployment_trouble(deployment)
+        wanting = waiting_for(cluster, snapshot)
+        why = wanting or pod_trouble(pods_of(snapshot, names.DATAPLANE)) or _deployment_trouble(deployment)
         counts = f"{min(ready, wanted)} of {wanted} instances are ready"
         if updated < wanted:
             counts += f", {updated} of {wanted} are up to date"
         if total > max(wanted, updated):
             counts += f", {total - wanted} more are leaving"
-        reason = "InstancesWaiting" if waiting_for(snapshot) else "RollingOut"
-        yield Finding(reason=reason, message=f"{counts}{': ' + why if why else ''}.".replace("..", "."))
+        reason = "InstancesWaiting" if wanting else "RollingOut"
+        yield Finding(reason=reason, message=_sentence(f"{counts}: {why}" if why else counts))
 
 
 def redis_away(redis: RedisState | None) -> Iterator[Finding]:
@@ -112,19 +122,31 @@ def silence(snapshot: Snapshot, deployment: Object | None, *, monotonic: float) 
         )
 
 
-def redis_of(snapshot: Snapshot, *, monotonic: float) -> RedisState | None:
+def redis_of(cluster: WebSocketCluster, snapshot: Snapshot, *, monotonic: float) -> RedisState | None:
     """How Redis is by the instances' word; None where no instance has told."""
     view = snapshot.fleet
     if view.fleet is not None and _fleet_known(view, monotonic):
-        return view.fleet.redis
-    return view.healths[0].redis if view.healths else None
+        redis = view.fleet.redis
+    elif view.healths:
+        redis = view.healths[0].redis
+    else:
+        return None
+    message = _naming_secrets(cluster, redis.message)
+    if redis.reason == "AuthenticationFailed" and cluster.spec.redis.external is not None:
+        ref = cluster.secret_refs.get("redis.password")
+        message += (
+            " It is given none: name its Secret in spec.redis.external.passwordSecretRef."
+            if ref is None
+            else f" It is given what {_secret(ref)} holds."
+        )
+    return msgspec.structs.replace(redis, message=message)
 
 
 def _fleet_known(view: FleetView, monotonic: float) -> bool:
     return view.fleet is not None and monotonic - view.fleet_at <= FLEET_MEMORY_SECONDS
 
 
-def waiting_for(snapshot: Snapshot) -> str | None:
+def waiting_for(cluster: WebSocketCluster, snapshot: Snapshot) -> str | None:
     """What most instances that are not ready are waiting for, in their own words."""
     counted = collections.Counter(
         sentence for health in snapshot.fleet.healths if not health.ready for sentence in health.waiting_for
@@ -132,7 +154,23 @@ def waiting_for(snapshot: Snapshot) -> str | None:
     if not counted:
         return None
     most = max(counted.values())
-    return min(sentence for sentence, count in counted.items() if count == most)
+    return _naming_secrets(cluster, min(sentence for sentence, count in counted.items() if count == most))
+
+
+def _naming_secrets(cluster: WebSocketCluster, sentence: str) -> str:
+    """An instance's sentence with the user's Secret for the file: the file is all that the instance knows."""
+    for setting, ref in cluster.secret_refs.items():
+        sentence = sentence.replace(f"{_SETTINGS[setting][0].env}_FILE={_MOUNTED[setting]}", _secret(ref))
+    return sentence
+
+
+def _secret(ref: JwtSecretRef | PasswordSecretRef) -> str:
+    return f"Secret {ref.name} (key {ref.key})"
+
+
+def _sentence(text: str) -> str:
+    """With one full stop: what others say, which it may end with, has one already or has none."""
+    return f"{text.rstrip('.')}."
 
 
 def pod_trouble(pods: tuple[Object, ...]) -> str | None:
@@ -151,6 +189,12 @@ def pod_trouble(pods: tuple[Object, ...]) -> str | None:
             if waiting.get("reason") == "CrashLoopBackOff" or (ended and container.get("restartCount", 0)):
                 said = last or f"exit code {ended.get('exitCode', 'unknown')}, see `kubectl logs {name} -p`"
                 return f"pod {name} keeps stopping: {said}"
+            if waiting.get("reason") in ("ErrImagePull", "ImagePullBackOff"):
+                # The kubelet goes to and fro between the two, which is no news.
+                detail = _PULL_AGAIN.sub("", legible(waiting.get("message") or ""))
+                return (
+                    f"pod {name} cannot pull image {container.get('image')}{': ' + detail if detail else ''}"
+                )
             if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
                 detail = legible(waiting.get("message") or "")
                 return f"pod {name}: {waiting['reason']}{': ' + detail if detail else ''}"

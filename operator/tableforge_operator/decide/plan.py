@@ -95,7 +95,7 @@ def _assess(cluster: WebSocketCluster, snapshot: Snapshot, now: Now, digests: di
         bool(events)
         or verdict.counters_due(counters, previous=cluster.status, written_at=snapshot.counters_at, now=now)
     )
-    redis = findings.redis_of(snapshot, monotonic=now.monotonic)
+    redis = findings.redis_of(cluster, snapshot, monotonic=now.monotonic)
     wanted_status = verdict.build(
         cluster,
         conditions=conditions,
@@ -128,8 +128,8 @@ def _findings(
     yield from findings.refused(snapshot, digests)
     yield from findings.redis_workload(cluster, snapshot)
     if cluster.spec.replicas > 0:
-        yield from findings.redis_away(findings.redis_of(snapshot, monotonic=now.monotonic))
-    yield from findings.rollout(snapshot, deployment)
+        yield from findings.redis_away(findings.redis_of(cluster, snapshot, monotonic=now.monotonic))
+    yield from findings.rollout(cluster, snapshot, deployment)
     if cluster.spec.replicas > 0:
         yield from findings.silence(snapshot, deployment, monotonic=now.monotonic)
 
@@ -139,7 +139,7 @@ def _redis_condition(
 ) -> tuple[Literal["True", "False", "Unknown"], str, str]:
     if cluster.spec.replicas == 0:
         return "Unknown", "NoInstances", "No instance runs that could tell: spec.replicas is 0."
-    redis = findings.redis_of(snapshot, monotonic=now.monotonic)
+    redis = findings.redis_of(cluster, snapshot, monotonic=now.monotonic)
     for finding in found:
         if finding.reason == "RedisStarting":
             return "False", finding.reason, finding.message

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tableforge_dataplane.contract import endpoints
 from tableforge_operator.decide import ownership
 from tableforge_operator.decide.plan import POLL_SECONDS, POLL_UNSETTLED_SECONDS, Plan, decide
 from tableforge_operator.decide.snapshot import FleetView, Refusal, Snapshot
@@ -259,14 +260,55 @@ def test_why_a_pod_does_not_start_is_told() -> None:
 
     waiting = {
         "ready": False,
-        "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+        "state": {"waiting": {"reason": "CreateContainerConfigError", "message": "no such key"}},
     }
-    assert "pod tables-a-1: ImagePullBackOff: no such image" in message(waiting)
+    assert "pod tables-a-1: CreateContainerConfigError: no such key." in message(waiting)
+    pulling = {"reason": "ErrImagePull", "message": "not found."}
+    again = {
+        "reason": "ImagePullBackOff",
+        "message": 'Back-off pulling image "some/image:1": ErrImagePull: not found.',
+    }
+    said = {
+        message({"ready": False, "image": "some/image:1", "state": {"waiting": state}})
+        for state in (pulling, again)
+    }
+    assert said == {
+        "2 of 3 instances are ready: pod tables-a-1 cannot pull image some/image:1: not found."
+    }, "going to and fro between the two is no news"
     ended = {"terminated": {"exitCode": 2, "message": "WS_PORT='x': must be a whole number"}}
     crash = {"ready": False, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     assert "keeps stopping: WS_PORT='x': must be a whole number" in message({**crash, "lastState": ended})
     unscheduled = {"type": "PodScheduled", "status": "False", "message": "0/3 nodes are available"}
     assert "has no node: 0/3 nodes are available" in message({}, conditions=[unscheduled])
+
+
+def test_what_is_wrong_with_a_secret_names_the_secret_and_not_only_its_file() -> None:
+    spec: dict[str, Any] = {
+        "auth": {"jwtSecretRef": {"name": "tables-jwt", "key": "hs256"}},
+        "redis": {"external": {"host": "redis.example", "passwordSecretRef": {"name": "login"}}},
+    }
+    snapshot = settled(Snapshot(cluster=cluster(**spec)), now=at(0))
+    waiting = health(f"JWT_SECRET_FILE={endpoints.JWT_SECRET_FILE} does not exist: create the Secret.")
+    found = conditions(
+        plan(dataclasses.replace(with_workloads(snapshot, ready=0), fleet=FleetView(healths=(waiting,))), 1)
+    )
+    message = "Secret tables-jwt (key hs256) does not exist: create the Secret."
+    assert found["Ready"]["message"] == f"0 of 3 instances are ready: {message}"
+
+    def redis(reason: Any, message: str, **spec: Any) -> str:
+        away = msgspec.structs.replace(AWAY, reason=reason, message=message)
+        snapshot = settled(Snapshot(cluster=cluster(**spec)), now=at(0))
+        view = FleetView(healths=(health(redis=away),))
+        found = conditions(plan(dataclasses.replace(snapshot, fleet=view), 1))
+        assert found["RedisReady"]["message"] == found["Ready"]["message"]
+        return str(found["Ready"]["message"])
+
+    missing = f"REDIS_PASSWORD_FILE={endpoints.REDIS_PASSWORD_FILE} is empty."
+    assert redis("PasswordMissing", missing, **spec) == "Secret login (key password) is empty."
+    refused = redis("AuthenticationFailed", "Redis refuses the password.", **spec)
+    assert refused == "Redis refuses the password. It is given what Secret login (key password) holds."
+    none = redis("AuthenticationFailed", "Redis wants one.", redis={"external": {"host": "redis.example"}})
+    assert none.endswith("It is given none: name its Secret in spec.redis.external.passwordSecretRef.")
 
 
 texts = st.text(max_size=2000)
