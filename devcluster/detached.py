@@ -34,6 +34,9 @@ from .supervision import folders, messages
 from .supervision.process import start_time
 from .supervision.supervisor import STATE_FILE
 
+DATA, KUBECONFIG = "data", "kubeconfig"
+"""What lies in a state folder beside the state file."""
+
 
 def status(state_dir: Path) -> messages.Ready | None:
     """The cluster that runs with this state folder; None where none does."""
@@ -72,8 +75,8 @@ async def up(
         agent=agent,
         node_name=node_name,
         agent_arguments=agent_arguments,
-        data_dir=state_dir / "data",
-        kubeconfig=kubeconfig or state_dir / "kubeconfig",
+        data_dir=state_dir / DATA,
+        kubeconfig=kubeconfig or state_dir / KUBECONFIG,
         state_dir=state_dir,
         owner_pid=None,
     )
@@ -115,12 +118,20 @@ def _make(state_dir: Path) -> None:
 
 
 def down(state_dir: Path) -> bool:
-    """End the cluster of a state folder, wait until nothing of it is left; False where none was running."""
+    """End the cluster of a state folder, wait until nothing of it is left; False where none was running.
+
+    Raises DevclusterError while one is starting or ending there.
+    """
     running = status(state_dir)
     if running is None:
+        if folders.is_in_use(state_dir / DATA):
+            raise DevclusterError(
+                f"A devcluster is starting or ending in {state_dir}; try again in a moment, "
+                "or end the start with Ctrl-C."
+            )
         # It may have been killed: what it left is still there then.
         folders.clear_leftovers()
-        for file in (STATE_FILE, "kubeconfig"):
+        for file in (STATE_FILE, KUBECONFIG):
             (state_dir / file).unlink(missing_ok=True)
         return False
     try:

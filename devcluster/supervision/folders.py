@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import logging
 import os
 import secrets
 import select
@@ -27,6 +28,10 @@ from devcluster.errors import DevclusterError
 from .process import start_time
 
 KILL_TIMEOUT_SECONDS = 10.0
+SUPERVISOR = "supervisor"
+"""The name under which a cluster's supervisor is on record."""
+
+log = logging.getLogger(__name__)
 
 
 class ProcessRecord(msgspec.Struct, frozen=True):
@@ -119,24 +124,35 @@ def register_folder() -> Path:
 
 @contextlib.contextmanager
 def _locked(path: Path, *, wait: bool) -> Iterator[bool]:
-    """Hold a file locked; answers False where another process does and `wait` is not wanted."""
-    with path.open("a") as holder:
-        try:
-            fcntl.flock(holder, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+    """Hold a file or folder locked; answers False where another process does and `wait` is not wanted."""
+    holder = os.open(path, os.O_RDONLY | os.O_CLOEXEC | (0 if path.is_dir() else os.O_CREAT), 0o600)
+    try:
+        fcntl.flock(holder, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        yield False
+    else:
+        yield True
+    finally:
+        os.close(holder)
+
+
+def _register_locked(root: Path) -> contextlib.AbstractContextManager[bool]:
+    """Entries come and go under this lock only: nobody meets one that is half made or half gone."""
+    return _locked(root / ".lock", wait=True)
+
+
+def _data_locked(data_dir: Path) -> contextlib.AbstractContextManager[bool]:
+    """Who has a data folder that a user named; they may be of different registers."""
+    return _locked(data_dir / ".devcluster.lock", wait=False)
 
 
 class Place:
     """A living cluster's entry in the register; `register` makes it."""
 
-    def __init__(self, folder: Path, layout: Layout, *, temporary: bool) -> None:
+    def __init__(self, folder: Path, layout: Layout) -> None:
         self.id = folder.name
         self.layout = layout
         self._folder = folder
-        self._temporary = temporary
         self._processes: list[ProcessRecord] = []
 
     def started(self, name: str, pid: int) -> None:
@@ -152,10 +168,6 @@ class Place:
         unfinished.write_bytes(msgspec.json.encode(record))
         unfinished.replace(self._folder / "record.json")
 
-    def _leave(self) -> None:
-        self.layout.clear(keep_logs=not self._temporary)
-        remove_tree(self._folder)
-
 
 @contextlib.contextmanager
 def register(data_dir: Path | None) -> Iterator[Place]:
@@ -165,33 +177,46 @@ def register(data_dir: Path | None) -> Iterator[Place]:
     """
     root = register_folder()
     with contextlib.ExitStack() as held:
-        with _locked(root / ".lock", wait=True):
+        with _register_locked(root):
             _clear_leftovers(root)
             folder = root / secrets.token_hex(4)
             folder.mkdir(mode=0o700)
             held.enter_context(_locked(folder / "lock", wait=True))
+            # Cleaners of temporary folders (systemd-tmpfiles) leave alone what is in a locked one.
+            held.enter_context(_locked(folder, wait=True))
+        held.callback(_remove_entry, folder)
         if data_dir is None:
             layout = Layout(folder / "data")
         else:
             data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
             layout = Layout(data_dir)
-            if not held.enter_context(_locked(data_dir / ".devcluster.lock", wait=False)):
-                remove_tree(folder)
+            if not held.enter_context(_data_locked(data_dir)):
                 raise DevclusterError(f"{data_dir} is the data folder of a devcluster that is running.")
             layout.clear(keep_logs=False)
-        place = Place(folder, layout, temporary=data_dir is None)
-        place.started("supervisor", os.getpid())
+        place = Place(folder, layout)
+        place.started(SUPERVISOR, os.getpid())
+        held.callback(layout.clear, keep_logs=data_dir is not None)
         layout.make()
-        try:
-            yield place
-        finally:
-            place._leave()
+        yield place
+
+
+def _remove_entry(folder: Path) -> None:
+    with _register_locked(folder.parent):
+        remove_tree(folder)
+
+
+def is_in_use(data_dir: Path) -> bool:
+    """Whether a cluster has this data folder: it runs, starts or ends."""
+    if not data_dir.is_dir():
+        return False
+    with _data_locked(data_dir) as free:
+        return not free
 
 
 def clear_leftovers() -> None:
     """Kill and remove what is left of this user's clusters whose supervisors are dead."""
     root = register_folder()
-    with _locked(root / ".lock", wait=True):
+    with _register_locked(root):
         _clear_leftovers(root)
 
 
@@ -200,21 +225,39 @@ def _clear_leftovers(root: Path) -> None:
         if not folder.is_dir():
             continue
         with _locked(folder / "lock", wait=False) as dead:
-            if dead:
+            if not dead:
+                continue
+            try:
                 _clear(folder)
+            except (DevclusterError, OSError) as error:
+                # It is in nobody's way: each cluster has a folder and a network of its own.
+                log.warning("what a dead devcluster left in %s cannot be cleared: %s", folder, error)
 
 
 def _clear(folder: Path) -> None:
     try:
         record = _decode_record.decode((folder / "record.json").read_bytes())
-    except FileNotFoundError:
-        # It died before it had started anything.
+    except (FileNotFoundError, msgspec.DecodeError):
+        # It died before it had started anything, or the machine did before the record was on the disk.
         remove_tree(folder)
+        return
+    if any(one.name == SUPERVISOR and start_time(one.pid) == one.start_time for one in record.processes):
+        # Alive, whatever became of its lock: somebody who cleans temporary folders may have removed it.
         return
     for process in record.processes:
         kill(process.pid, process.start_time)
-    Layout(Path(record.data_dir)).clear(keep_logs=not Path(record.data_dir).is_relative_to(folder))
+    _clear_data(Path(record.data_dir), temporary=Path(record.data_dir).is_relative_to(folder))
     remove_tree(folder)
+
+
+def _clear_data(data_dir: Path, *, temporary: bool) -> None:
+    if temporary:
+        Layout(data_dir).clear(keep_logs=False)
+    elif data_dir.is_dir():
+        with _data_locked(data_dir) as free:
+            # A cluster of another register may have it by now.
+            if free:
+                Layout(data_dir).clear(keep_logs=True)
 
 
 def kill(pid: int, born: int) -> None:

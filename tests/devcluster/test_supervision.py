@@ -1,6 +1,7 @@
 """Nothing outlives its owner, nothing collides, nothing dies unnoticed."""
 
 import asyncio
+import fcntl
 import json
 import os
 import select
@@ -9,12 +10,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import pytest
 
 from devcluster import ComponentDied, Devcluster, DevclusterError, StartFailed, detached
 from devcluster.supervision import folders
 from devcluster.supervision.process import children, start_time
+from tests.devcluster.agent.workloads import eventually
 from tests.support.kubectl import Kubectl
 
 WAIT_SECONDS = 30.0
@@ -244,6 +247,106 @@ def test_a_process_that_got_a_dead_ones_pid_is_left_alone(
     folders.clear_leftovers()
     assert stray.poll() is None
     assert not folder.exists()
+
+
+class Registered:
+    """A process with an entry in the register, as a supervisor has one."""
+
+    PROGRAM = """
+import sys
+from pathlib import Path
+from devcluster.supervision.folders import register
+with register(Path(sys.argv[1]) if sys.argv[1:] else None) as place:
+    print(place.layout.root, flush=True)
+    input()
+"""
+
+    def __init__(self, *arguments: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", self.PROGRAM, *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=os.environ | environment,
+        )
+        assert self.process.stdout is not None
+        self.root = Path(self.process.stdout.readline().strip())
+
+    def leave(self) -> None:
+        assert self.process.stdin is not None
+        print(file=self.process.stdin, flush=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+def test_an_entry_goes_as_a_whole(own_register: Path) -> None:
+    with Registered() as leaving:
+        entry = leaving.root.parent
+        with (entry.parent / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            leaving.leave()
+            # Its data goes; the entry itself must not look like a leftover to whoever has the register now.
+            eventually(lambda: not (leaving.root / "etcd").exists())
+            assert {"lock", "record.json"} <= {path.name for path in entry.iterdir()}
+        assert leaving.process.wait(WAIT_SECONDS) == 0
+        assert not entry.exists()
+
+
+def test_a_living_cluster_is_left_alone_even_without_its_lock(own_register: Path) -> None:
+    with Registered() as alive:
+        (alive.root.parent / "lock").unlink()
+        folders.clear_leftovers()
+        assert (alive.root / "etcd").is_dir()
+        assert alive.process.poll() is None
+
+
+def test_a_data_folder_that_a_living_cluster_has_now_is_left_alone(
+    own_register: Path, tmp_path: Path
+) -> None:
+    entry = leave_record(own_register, pid=os.getpid(), born=0)
+    data = tmp_path / "data"
+    record = json.loads((entry / "record.json").read_text())
+    (entry / "record.json").write_text(json.dumps(record | {"data_dir": str(data)}))
+    # Its new owner has another temporary folder, and so another register.
+    (tmp_path / "other").mkdir()
+    with Registered(str(data), TMPDIR=str(tmp_path / "other")) as alive:
+        folders.clear_leftovers()
+        assert not entry.exists()
+        assert (alive.root / "etcd").is_dir()
+
+
+@pytest.mark.parametrize("content", ["", '{"id": 1}'])
+def test_a_record_that_cannot_be_read_keeps_nobody_from_starting(own_register: Path, content: str) -> None:
+    entry = leave_record(own_register, pid=os.getpid(), born=0)
+    (entry / "record.json").write_text(content)
+    with folders.register(None):
+        assert not entry.exists()
+
+
+def test_a_leftover_that_cannot_be_cleared_keeps_nobody_from_starting(
+    own_register: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    entry = leave_record(own_register, pid=os.getpid(), born=0)
+    record = json.loads((entry / "record.json").read_text())
+    (entry / "record.json").write_text(json.dumps(record | {"data_dir": "/proc/self"}))
+    with folders.register(None):
+        assert entry.exists()
+    assert "cannot be cleared" in caplog.text
+
+
+def test_down_leaves_a_cluster_alone_that_is_starting(own_register: Path, tmp_path: Path) -> None:
+    with Registered(str(tmp_path / "data")):
+        (tmp_path / "kubeconfig").touch()
+        with pytest.raises(DevclusterError, match="starting or ending"):
+            detached.down(tmp_path)
+        assert (tmp_path / "kubeconfig").exists()
+    assert not detached.down(tmp_path)
+    assert not (tmp_path / "kubeconfig").exists()
 
 
 def test_a_register_that_others_may_write_is_refused(own_register: Path) -> None:
