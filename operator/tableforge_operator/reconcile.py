@@ -37,6 +37,8 @@ FLEET_READ_EVERY_SECONDS: Final = 1.0
 """A fleet is not asked more often than this while the same instances are ready, whatever else happens."""
 FLEET_READ_APART_SECONDS: Final = 0.2
 """Nor more often than this when they change."""
+FLEET_PATIENCE_SECONDS: Final = 0.5
+"""How long a turn waits for a fleet's answer. One that comes later makes a turn of its own."""
 GATHER_SECONDS: Final = 0.05
 """How long a change of a child waits for others: what happens to pods happens in bursts."""
 RESYNC_SECONDS: Final = 600.0
@@ -89,10 +91,14 @@ class Reconciler:
 
     async def run(self) -> None:
         """Work until cancelled."""
-        async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self._resync(), name="cluster resync")
-            for number in range(WORKERS):
-                tasks.create_task(self._work(), name=f"reconcile worker {number}")
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._resync(), name="cluster resync")
+                for number in range(WORKERS):
+                    tasks.create_task(self._work(), name=f"reconcile worker {number}")
+        finally:
+            for memory in self._memories.values():
+                _give_up_asking(memory)
 
     def _child_changed(self, key: ClusterKey, removed: bool) -> None:
         if removed and key in self._clusters:
@@ -159,10 +165,13 @@ class Reconciler:
         """One turn; in how many seconds the next one is wanted though nothing happens."""
         cluster = await self._observe_cluster(key)
         if cluster is None:
-            self._forget(key)
+            # Where it is stale again, something came while it was read: another one by that name, perhaps.
+            if key not in self._stale:
+                self._forget(key)
             return None
         memory = self._memories.get(key)
         if memory is None or memory.uid != cluster["metadata"]["uid"]:
+            _give_up_asking(memory)
             memory = self._memories[key] = Memory(uid=cluster["metadata"]["uid"])
         secrets = resources.derive(self._master_key, memory.uid)
         await self._observe_fleet(key, cluster, memory, secrets)
@@ -224,6 +233,12 @@ class Reconciler:
             (obj for obj in of_cluster if obj["kind"] == "Deployment" and _owned(obj, memory.uid)),
         )
         now = asyncio.get_running_loop().time()
+        if memory.asking is not None:
+            if not memory.asking.done():
+                return
+            self._take_answer(memory)
+            if whom == memory.fleet_asked:
+                return
         if memory.fleet_asked_at is not None:
             age = now - memory.fleet_asked_at
             if whom == memory.fleet_asked and age < FLEET_READ_EVERY_SECONDS:
@@ -232,12 +247,22 @@ class Reconciler:
                 # What was heard before instances became ready, or ceased to be, says nothing of now.
                 await asyncio.sleep(FLEET_READ_APART_SECONDS - age)
         memory.fleet_asked_at, memory.fleet_asked = now, whom
-        memory.fleet = await self._fleets.read(
-            typed,
-            addressees=whom,
-            fleet_key=secrets.fleet_key,
-            previous=memory.fleet,
+        memory.asking = asyncio.create_task(
+            self._fleets.read(typed, addressees=whom, fleet_key=secrets.fleet_key, previous=memory.fleet),
+            name=f"fleet of {'/'.join(key)}",
         )
+        await asyncio.wait([memory.asking], timeout=FLEET_PATIENCE_SECONDS)
+        if memory.asking.done():
+            self._take_answer(memory)
+        else:
+            # A worker that waited longer would be missing to every other cluster.
+            memory.asking.add_done_callback(lambda asked: None if asked.cancelled() else self.queue.add(key))
+
+    def _take_answer(self, memory: Memory) -> None:
+        asked, memory.asking = memory.asking, None
+        assert asked is not None  # noqa: S101 - only called while there is one
+        memory.fleet = asked.result()
+        now = asyncio.get_running_loop().time()
         if memory.fleet.secrets_missing and (
             memory.secrets_doubted_at is None or now - memory.secrets_doubted_at >= DOUBT_SECONDS
         ):
@@ -298,10 +323,15 @@ class Reconciler:
     def _forget(self, key: ClusterKey) -> None:
         if self._clusters.pop(key, None) is not None:
             log.info("cluster gone", extra={"cluster": "/".join(key)})
-        self._memories.pop(key, None)
+        _give_up_asking(self._memories.pop(key, None))
         self._stale.discard(key)
         self.queue.forget(key)
         metrics.CLUSTERS.set(len(self._clusters))
+
+
+def _give_up_asking(memory: Memory | None) -> None:
+    if memory is not None and memory.asking is not None:
+        memory.asking.cancel()
 
 
 def _key(obj: Object) -> ClusterKey:

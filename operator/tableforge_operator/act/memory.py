@@ -1,5 +1,6 @@
 """What the operator remembers of its own doing for one cluster. It is lost at a restart, and may be."""
 
+import asyncio
 import dataclasses
 
 from tableforge_operator.decide.snapshot import Applied, ChildKey, FleetView, Refusal
@@ -23,5 +24,7 @@ class Memory:
     """When the fleet was last asked (monotonic)."""
     fleet_asked: Addressees | None = None
     """Who could be asked then."""
+    asking: "asyncio.Task[FleetView] | None" = None
+    """The question to the fleet that is under way, or whose answer nobody has taken yet."""
     told: dict[tuple[str, str], float] = dataclasses.field(default_factory=dict)
     """When each Event, by reason and message, was last told (monotonic)."""

@@ -114,7 +114,7 @@ def silence(snapshot: Snapshot, deployment: Object | None, *, monotonic: float) 
     """Instances that are ready by Kubernetes's word and don't answer the operator."""
     ready = ((deployment or {}).get("status") or {}).get("readyReplicas", 0)
     if ready and not _fleet_known(snapshot.fleet, monotonic):
-        why = snapshot.fleet.failures[0] if snapshot.fleet.failures else "none of them has an address yet"
+        why = snapshot.fleet.failures[0] if snapshot.fleet.failures else "none of them has answered yet"
         yield Finding(
             reason="FleetUnreachable",
             message=f"No instance answers the operator: {why}. Check that network policies let the operator "

@@ -24,14 +24,16 @@ from tableforge_operator.decide.snapshot import FleetView, Object
 
 FLEET_TIMEOUT_SECONDS: Final = 3.0
 HEALTH_TIMEOUT_SECONDS: Final = 2.0
-FLEET_LIMIT_BYTES: Final = 32 * 1024 * 1024
-"""A thousand instances with 200 named rooms each stay below it."""
+FLEET_BASE_LIMIT_BYTES: Final = 1024 * 1024
+FLEET_LIMIT_BYTES_PER_INSTANCE: Final = 64 * 1024
+"""200 named rooms stay below it. Who wants to fill the operator's memory must run the pods for it."""
 HEALTH_LIMIT_BYTES: Final = 64 * 1024
 FLEET_ATTEMPTS: Final = 3
 """How many ready instances are tried before the fleet counts as silent."""
 HEALTH_ASKED: Final = 5
 """How many instances that are not ready are asked: more would only say the same."""
-CONCURRENT_READS: Final = 8
+CONCURRENT_READS: Final = 32
+"""Fleets that are asked at the same time: those that are slow must not keep the others waiting."""
 _REFUSALS: Final = {
     401: ": it knows another key, and will be replaced by one that knows this one",
     404: ": it has no key, the Secret is missing and is created anew",
@@ -80,8 +82,15 @@ class FleetReader:
         ready, waiting = list(addressees.ready), addressees.waiting
         self._rng.shuffle(ready)
         async with self._turn:
-            fleet, failures, key_missing = await self._fleet(ready[:FLEET_ATTEMPTS], fleet_key)
-            healths = await self._healths(waiting[:HEALTH_ASKED], cluster.spec.websocket.port)
+            (fleet, failures, key_missing), healths = await asyncio.gather(
+                self._fleet(
+                    ready[:FLEET_ATTEMPTS],
+                    fleet_key,
+                    limit_bytes=FLEET_BASE_LIMIT_BYTES
+                    + FLEET_LIMIT_BYTES_PER_INSTANCE * (len(ready) + len(waiting)),
+                ),
+                self._healths(waiting[:HEALTH_ASKED], cluster.spec.websocket.port),
+            )
         password_missing = any(health.redis.reason == "PasswordMissing" for health in healths)
         if fleet is not None:
             metrics.FLEET_READS.labels("ok").inc()
@@ -97,7 +106,7 @@ class FleetReader:
         )
 
     async def _fleet(
-        self, ready: Sequence[tuple[str, str]], fleet_key: str
+        self, ready: Sequence[tuple[str, str]], fleet_key: str, *, limit_bytes: int
     ) -> tuple[Fleet | None, list[str], bool]:
         failures: list[str] = []
         key_missing = False
@@ -106,7 +115,7 @@ class FleetReader:
                 fleet = await self._get(
                     f"http://{address}:{INTERNAL_PORT}{endpoints.FLEET_PATH}",
                     Fleet,
-                    limit_bytes=FLEET_LIMIT_BYTES,
+                    limit_bytes=limit_bytes,
                     timeout_seconds=FLEET_TIMEOUT_SECONDS,
                     headers={"Authorization": f"Bearer {fleet_key}"},
                 )

@@ -202,9 +202,12 @@ async def test_a_thousand_instances_with_all_their_rooms_are_read(reader: FleetR
 
     async with Instance(loopback()).serving() as instance:
         instance.fleet = big()
-        view = await read(reader, instance.address)
+        view = await read(reader, instance.address, waiting=(loopback(),) * 999)
         assert view.fleet is not None
         assert len(view.fleet.instances) == 1000
+        alone = await read(reader, instance.address)
+        assert alone.fleet is None, "one pod must not fill the operator's memory"
+        assert "longer than" in alone.failures[0]
 
 
 def pod(name: str, **changes: object) -> dict[str, object]:

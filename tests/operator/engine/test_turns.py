@@ -1,0 +1,136 @@
+"""The order of things in a reconciler: what happens while it waits for somebody's answer."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+
+from tableforge_operator.decide.snapshot import FleetView
+from tableforge_operator.kube import CLUSTERS, NotFoundError
+from tableforge_operator.reconcile import WORKERS, Reconciler
+from tests.operator.engine.pods import health
+from tests.operator.engine.snapshots import cluster
+
+
+class Api:
+    """Stands for the API server where the moment matters at which it answers: takes everything."""
+
+    def __init__(self) -> None:
+        self.clusters: dict[str, dict[str, Any]] = {}
+        self.before_answer: Callable[[], None] = lambda: None
+        """Called once a read has seen what there is, before its answer arrives."""
+        self.judged: set[str] = set()
+        """Clusters whose status was written."""
+        self._change = asyncio.Condition()
+
+    def add(self, name: str) -> None:
+        found = cluster(redis={"external": {"host": "redis.example"}})
+        found["metadata"] |= {"name": name, "uid": f"uid-{name}", "resourceVersion": "1"}
+        self.clusters[name] = found
+
+    async def get(self, resource: Any, namespace: str, name: str) -> Any:
+        found = self.clusters.get(name) if resource is CLUSTERS else None
+        self.before_answer()
+        if found is None:
+            raise NotFoundError("not found", status=404)
+        return found
+
+    async def list(self, *_: Any, **__: Any) -> tuple[list[Any], str]:
+        return list(self.clusters.values()), "1"
+
+    async def create(self, obj: dict[str, Any]) -> dict[str, Any]:
+        return obj
+
+    async def apply(self, obj: dict[str, Any], *, subresource: str | None = None, **_: Any) -> Any:
+        metadata = {"uid": f"uid of {obj['metadata']['name']}", "resourceVersion": "1", **obj["metadata"]}
+        if subresource == "status":
+            async with self._change:
+                self.judged.add(metadata["name"])
+                self._change.notify_all()
+            return {**self.clusters[metadata["name"]], "status": obj["status"]}
+        return {**obj, "metadata": metadata}
+
+    async def has_judged(self, name: str) -> None:
+        async with self._change:
+            await self._change.wait_for(lambda: name in self.judged)
+
+
+class Fleets:
+    """Answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.answer = asyncio.Event()
+        self.asked = 0
+
+    async def read(self, *_: Any, **__: Any) -> FleetView:
+        self.asked += 1
+        await self.answer.wait()
+        return FleetView(healths=(health(),))
+
+
+@pytest.fixture
+def api() -> Api:
+    return Api()
+
+
+@pytest.fixture
+def fleets() -> Fleets:
+    return Fleets()
+
+
+@contextlib.asynccontextmanager
+async def working(api: Api, fleets: Fleets) -> AsyncIterator[Reconciler]:
+    reconciler = Reconciler(
+        kube=api,  # type: ignore[arg-type]
+        fleets=fleets,  # type: ignore[arg-type]
+        master_key=bytes(32),
+        namespaces=None,
+        reporter="test",
+    )
+    task = asyncio.create_task(reconciler.run())
+    try:
+        yield reconciler
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+
+
+async def test_a_cluster_made_while_its_forerunner_is_being_missed_gets_its_turn(
+    api: Api, fleets: Fleets
+) -> None:
+    fleets.answer.set()
+    async with working(api, fleets) as reconciler:
+
+        def made_again() -> None:
+            api.before_answer = lambda: None
+            api.add("tables")
+            reconciler.notice(("ns", "tables"), "1")
+
+        api.before_answer = made_again
+        reconciler.notice(("ns", "tables"))
+        async with asyncio.timeout(5):
+            await api.has_judged("tables")
+
+
+async def test_fleets_that_do_not_answer_keep_no_other_cluster_waiting(api: Api, fleets: Fleets) -> None:
+    slow = [f"slow-{number}" for number in range(2 * WORKERS)]
+    for name in slow:
+        api.add(name)
+    async with working(api, fleets) as reconciler:
+        for name in slow:
+            reconciler.notice(("ns", name), "1")
+        async with asyncio.timeout(10):
+            for name in slow:
+                await api.has_judged(name)
+        assert fleets.asked == len(slow), "a question that is under way is not asked again"
+        api.add("quick")
+        reconciler.notice(("ns", "quick"), "1")
+        async with asyncio.timeout(10):
+            await api.has_judged("quick")
+        api.judged.clear()
+        fleets.answer.set()
+        async with asyncio.timeout(10):
+            for name in (*slow, "quick"):
+                await api.has_judged(name)
