@@ -22,10 +22,10 @@ RETRY_SECONDS = 1.0
 
 
 class ApiError(Exception):
-    """The API server refused a call."""
+    """The API server refused a call, or did not answer it (`status` 0)."""
 
     def __init__(self, status: int, text: str) -> None:
-        super().__init__(f"{status}: {text[:500]}")
+        super().__init__(f"{status}: {text[:500]}" if status else text)
         self.status = status
 
 
@@ -61,7 +61,7 @@ class Api:
         """Whether the server says that it is ready."""
         try:
             await self._call("GET", "/readyz")
-        except (ApiError, aiohttp.ClientError, TimeoutError):
+        except ApiError:
             return False
         return True
 
@@ -131,7 +131,7 @@ class Api:
                                 raise ApiError(event["object"].get("code", 500), str(event["object"]))
                             if event["type"] in {"ADDED", "MODIFIED"}:
                                 yield event["object"]
-            except (ApiError, aiohttp.ClientError, TimeoutError):
+            except (ApiError, aiohttp.ClientError, OSError):
                 # Whatever it was, the next list starts from the truth.
                 await asyncio.sleep(RETRY_SECONDS)
 
@@ -149,14 +149,17 @@ class Api:
         content_type: str = "application/json",
         parameters: Mapping[str, str] | None = None,
     ) -> bytes:
-        async with self._opened().request(
-            method,
-            self._url + path,
-            params=parameters,
-            data=None if body is None else json.dumps(body),
-            headers={"Content-Type": content_type},
-        ) as answer:
-            content = await answer.read()
-            if answer.status >= 300:
-                raise ApiError(answer.status, content.decode(errors="replace"))
-            return content
+        try:
+            async with self._opened().request(
+                method,
+                self._url + path,
+                params=parameters,
+                data=None if body is None else json.dumps(body),
+                headers={"Content-Type": content_type},
+            ) as answer:
+                content = await answer.read()
+        except (aiohttp.ClientError, OSError) as error:
+            raise ApiError(0, f"{method} {path}: {error or type(error).__name__}") from error
+        if answer.status >= 300:
+            raise ApiError(answer.status, content.decode(errors="replace"))
+        return content

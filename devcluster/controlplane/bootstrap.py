@@ -6,9 +6,10 @@ from .api import Api
 from .volumes import STORAGE_CLASS, STORAGE_CLASSES, storage_class
 
 
-async def apply_objects(api: Api) -> None:
-    """Apply the objects that a cluster starts with."""
+async def objects_are_applied(api: Api) -> bool:
+    """Apply the objects that a cluster starts with. Raises ApiError, as all of these do."""
     await api.apply(f"{STORAGE_CLASSES}/{STORAGE_CLASS}", storage_class())
+    return True
 
 
 async def pods_are_admitted(api: Api) -> bool:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 from devcluster.supervision.folders import remove_tree
 
-from .api import Api, ApiError
+from .api import RETRY_SECONDS, Api, ApiError
 
 STORAGE_CLASS = "standard"
 PROVISIONER = "devcluster.local/host-path"
@@ -22,6 +23,7 @@ PROVISIONED_BY = "pv.kubernetes.io/provisioned-by"
 CLAIMS = "/api/v1/persistentvolumeclaims"
 STORAGE_CLASSES = "/apis/storage.k8s.io/v1/storageclasses"
 VOLUMES = "/api/v1/persistentvolumes"
+ATTEMPTS = 5
 
 log = logging.getLogger(__name__)
 
@@ -108,11 +110,7 @@ class VolumeProvisioner:
 
     async def _provision(self) -> None:
         async for claim in self._api.follow(CLAIMS):
-            try:
-                await self._provision_one(claim)
-            except (ApiError, OSError) as error:
-                # The next change of the claim, or the next list, tries again.
-                log.warning("claim %s is not provisioned: %s", claim["metadata"]["name"], error)
+            await self._persist(self._provision_one, claim)
 
     async def _provision_one(self, claim: dict[str, Any]) -> None:
         if volume_for(claim, folder=self._folder, reclaim_policy="Delete") is None:
@@ -130,10 +128,21 @@ class VolumeProvisioner:
 
     async def _reclaim(self) -> None:
         async for volume in self._api.follow(VOLUMES):
-            if not is_abandoned(volume):
-                continue
+            await self._persist(self._reclaim_one, volume)
+
+    async def _reclaim_one(self, volume: dict[str, Any]) -> None:
+        if is_abandoned(volume):
+            name = volume["metadata"]["name"]
+            await asyncio.to_thread(remove_tree, self._folder / name)
+            await self._api.delete(f"{VOLUMES}/{name}")
+
+    async def _persist(self, act: Callable[[dict[str, Any]], Awaitable[None]], item: dict[str, Any]) -> None:
+        """Act on an object, a few times where that fails; after them the next list, or its next change."""
+        for left in reversed(range(ATTEMPTS)):
             try:
-                await asyncio.to_thread(remove_tree, self._folder / volume["metadata"]["name"])
-                await self._api.delete(f"{VOLUMES}/{volume['metadata']['name']}")
+                return await act(item)
             except (ApiError, OSError) as error:
-                log.warning("volume %s is not reclaimed: %s", volume["metadata"]["name"], error)
+                log.warning("%s of %s: %s", act.__name__, item["metadata"]["name"], error)
+                if left:
+                    await asyncio.sleep(RETRY_SECONDS)
+        return None

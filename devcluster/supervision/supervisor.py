@@ -16,7 +16,7 @@ import aiohttp
 import msgspec
 
 from devcluster.controlplane import bootstrap, commands, credentials
-from devcluster.controlplane.api import Api, tls_context
+from devcluster.controlplane.api import Api, ApiError, tls_context
 from devcluster.controlplane.volumes import VolumeProvisioner
 from devcluster.errors import DevclusterError, StartFailed
 from devcluster.network import Network, claim_network, free_port
@@ -105,7 +105,7 @@ class Supervisor:
         manager = self._start(
             "kube-controller-manager", commands.controller_manager(binaries, network, ports, files, made)
         )
-        await bootstrap.apply_objects(api)
+        await self._until(lambda: bootstrap.objects_are_applied(api), "the first objects are applied", server)
         self._tasks.append(asyncio.create_task(VolumeProvisioner(api, layout.volumes).run()))
         self._tasks.append(asyncio.create_task(self._bound_logs()))
         agent = self._start("agent", self._agent_command(made)) if order.agent else None
@@ -152,16 +152,25 @@ class Supervisor:
         ]
 
     async def _until(self, holds: Callable[[], Awaitable[bool]], what: str, component: Component) -> None:
-        """Wait for a condition. Raises StartFailed when a component dies first, or it takes too long."""
+        """Wait for a condition. Raises StartFailed when a component dies first, or it takes too long.
+
+        A call that fails meanwhile is no reason to give up: a machine under load takes its time.
+        """
+        trouble = ""
         try:
             async with asyncio.timeout(START_TIMEOUT_SECONDS):
-                while not await holds():
+                while True:
+                    try:
+                        if await holds():
+                            return
+                    except ApiError as error:
+                        trouble = f" ({error})"
                     if dead := next((one for one in self._components if one.ended.done()), None):
                         raise StartFailed(obituary(dead))
                     await asyncio.sleep(POLL_SECONDS)
         except TimeoutError:
             raise StartFailed(
-                f"After {START_TIMEOUT_SECONDS:.0f} s it is still not so that {what}. "
+                f"After {START_TIMEOUT_SECONDS:.0f} s it is still not so that {what}{trouble}. "
                 f"The end of the log of {component.name}:\n{component.tail()}"
             ) from None
 
@@ -230,7 +239,7 @@ async def _etcd_health(
             try:
                 async with session.get(url) as answer:
                     return answer.status == 200
-            except (aiohttp.ClientError, TimeoutError):
+            except (aiohttp.ClientError, OSError):
                 return False
 
         yield healthy
@@ -377,7 +386,14 @@ def main() -> int:
     try:
         event = asyncio.run(supervise(order))
     except Exception as error:
-        text = str(error) if isinstance(error, DevclusterError) else f"The supervisor failed: {error!r}"
+        match error:
+            case DevclusterError():
+                text = str(error)
+            case OSError():
+                # Its repr would not tell the file.
+                text = f"The supervisor failed: {error}"
+            case _:
+                text = f"The supervisor failed: {error!r}"
         tell(messages.Failed(started=False, text=text))
         raise
     tell(event)

@@ -15,7 +15,10 @@ from typing import Self
 import pytest
 
 from devcluster import ComponentDied, Devcluster, DevclusterError, StartFailed, detached
-from devcluster.supervision import folders
+from devcluster.controlplane.api import ApiError
+from devcluster.network import Network
+from devcluster.supervision import folders, messages, supervisor
+from devcluster.supervision.component import Component
 from devcluster.supervision.process import children, start_time
 from tests.devcluster.agent.workloads import eventually
 from tests.support.kubectl import Kubectl
@@ -183,6 +186,40 @@ async def test_a_start_that_fails_says_why(
     with pytest.raises(StartFailed, match=r"etcd ended with status 3(.|\n)*no space left on device"):
         await Devcluster(agent=False).start()
     assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
+
+
+async def test_a_start_outlasts_calls_that_fail_and_tells_the_last_one_when_it_gives_up(
+    own_register: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order = messages.Order(
+        etcd="",
+        kube_apiserver="",
+        kube_controller_manager="",
+        images={},
+        agent=False,
+        node_name="n",
+        agent_arguments=[],
+        data_dir=None,
+        kubeconfig=None,
+        state_dir=None,
+        owner_pid=None,
+    )
+    answers: list[bool | ApiError] = [ApiError(0, "timed out"), False, True]
+
+    async def holds() -> bool:
+        answer = answers.pop(0) if answers else ApiError(503, "busy")
+        if isinstance(answer, ApiError):
+            raise answer
+        return answer
+
+    with folders.register(None) as place:
+        starting = supervisor.Supervisor(order, place, Network(20))
+        component = Component("server", ["echo", "why"], log=place.layout.logs / "log", environment={})
+        await component.ended
+        await starting._until(holds, "it holds", component)
+        monkeypatch.setattr(supervisor, "START_TIMEOUT_SECONDS", 0.2)
+        with pytest.raises(StartFailed, match=r"not so that it holds \(503: busy\)(.|\n)*why"):
+            await starting._until(holds, "it holds", component)
 
 
 @pytest.mark.cluster
