@@ -6,6 +6,7 @@ the agent needs.
 
 import asyncio
 import contextlib
+import resource
 import signal
 import sys
 
@@ -13,6 +14,7 @@ from devcluster.agent import journal, settings
 
 EXIT_NOT_PERMITTED = 3
 API_WAIT_SECONDS = 60.0
+DESCRIPTORS = 65_536
 
 NOT_PERMITTED = """This machine does not let the devcluster's node agent make namespaces for its pods:
   {error}
@@ -26,31 +28,54 @@ at it."""
 
 async def serve(given: settings.AgentSettings) -> int:
     """Run the agent; its exit code."""
-    from devcluster.agent import agent, api, images, sandbox
+    from devcluster.agent import api, images, sandbox
 
     try:
         await sandbox.check_machine()
     except sandbox.SandboxError as error:
         sys.stderr.write(NOT_PERMITTED.format(error=error) + "\n")
         return EXIT_NOT_PERMITTED
-    stop = asyncio.Event()
+    running = asyncio.create_task(_run(given))
     loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
+    stopped = asyncio.create_task(stop.wait())
+    await asyncio.wait({running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    # At any moment, its start included. Once: a second signal must not cut the end short.
+    for task in (running, stopped):
+        task.cancel()
     try:
-        async with api.Api.from_kubeconfig(given.kubeconfig) as connection:
-            await api.wait_until_reachable(connection, API_WAIT_SECONDS)
-            await agent.Agent(given, connection).run(stop)
+        await running
+    except asyncio.CancelledError:
+        return 0
     except (images.ImageTableError, api.ApiError, OSError) as error:
         sys.stderr.write(f"The node agent cannot go on: {error}\n")
         return 1
     return 0
 
 
+async def _run(given: settings.AgentSettings) -> None:
+    from devcluster.agent import agent, api
+
+    async with api.Api.from_kubeconfig(given.kubeconfig) as connection:
+        await api.wait_until_reachable(connection, API_WAIT_SECONDS)
+        await agent.Agent(given, connection).run()
+
+
+def _raise_descriptor_limit() -> None:
+    """Each container takes four descriptors, each proxied connection two; 1024 is what many shells give."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = DESCRIPTORS if hard == resource.RLIM_INFINITY else min(DESCRIPTORS, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
 def main() -> int:
     """The command line."""
     given = settings.parse()
     journal.set_up()
+    _raise_descriptor_limit()
     with contextlib.suppress(ImportError):
         import uvloop
 

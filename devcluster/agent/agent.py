@@ -70,8 +70,8 @@ class Agent:
         self._host_lines: dict[str, list[str]] = {}
         self._failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    async def run(self, stop: asyncio.Event) -> None:
-        """Be the node until told to stop. Raises what made it impossible to go on."""
+    async def run(self) -> None:
+        """Be the node until cancelled. Raises what made it impossible to go on."""
         settings = self._settings
         await asyncio.to_thread(shutil.rmtree, settings.data_dir, ignore_errors=True)
         settings.data_dir.mkdir(parents=True, mode=0o700)
@@ -102,7 +102,7 @@ class Agent:
             )
             tasks = [asyncio.create_task(self._events.run())]
             try:
-                await node.register()
+                await node.join()
                 self._listen(proxy)
                 tasks += [asyncio.create_task(reflector.run()) for reflector in reflectors[:-1]]
                 # Pods come last: their first start should already see everything else.
@@ -111,7 +111,7 @@ class Agent:
                 tasks += [asyncio.create_task(loop()) for loop in loops]
                 await self._pods.synced.wait()
                 journal.info("node_ready", node=settings.node_name, address=settings.node_ip, port=port)
-                await self._until(stop, tasks)
+                await self._until_one_ends(tasks)
             finally:
                 await self._end_pods()
                 for task in tasks:
@@ -119,17 +119,14 @@ class Agent:
                 await asyncio.gather(*tasks, return_exceptions=True)
                 await server.stop()
 
-    async def _until(self, stop: asyncio.Event, tasks: list[asyncio.Task[None]]) -> None:
-        """Wait to be stopped; a part of the agent that ends by itself is an error and ends all of it."""
-        stopped = asyncio.create_task(stop.wait())
-        ends: list[asyncio.Future[Any]] = [stopped, self._failed, *tasks]
+    async def _until_one_ends(self, tasks: list[asyncio.Task[None]]) -> None:
+        """A part of the agent that ends by itself is an error and ends all of it."""
+        ends: list[asyncio.Future[Any]] = [self._failed, *tasks]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        if not stopped.done():
-            stopped.cancel()
-            for end in ends[1:]:
-                if end.done():
-                    end.result()
-            raise RuntimeError("a part of the agent ended by itself")
+        for end in ends:
+            if end.done():
+                end.result()
+        raise RuntimeError("a part of the agent ended by itself")
 
     # --- who is told what -------------------------------------------------------------------------------
 
@@ -193,7 +190,11 @@ class Agent:
             await asyncio.sleep(HOSTS_SETTLE_SECONDS)
             self._hosts_changed.clear()
             for runner in list(self._runners.values()):
-                runner.write_hosts()
+                try:
+                    runner.write_hosts()
+                except OSError as error:
+                    # A full disk, or a pod that is just going; the next change of a name tries again.
+                    journal.warning("hosts_not_written", pod=runner.uid, error=str(error))
 
     async def _lookup(
         self, resource: Literal["configmaps", "secrets"], namespace: str, name: str

@@ -182,8 +182,12 @@ class Container:
         container_id = f"devcluster://{uuid.uuid4().hex}{uuid.uuid4().hex}"
         started_at = clock.now()
         count = self._runs
+        try:
+            log = self._new_log(count)
+        except OSError as error:
+            await self._not_created(error)
+            return None
         self._runs += 1
-        log = self._new_log(count)
         try:
             process = await sandbox.start(prepared.spec)
         except SandboxError as error:
@@ -315,13 +319,18 @@ class Container:
             return None
         try:
             return await self._assemble(found)
-        except ConfigError as error:
-            if self._stopping:
-                return None
-            self._event("Warning", "Failed", f"Error: {error}")
-            self._set(state=Waiting("CreateContainerConfigError", str(error)))
-            await self._pause(CONFIG_RETRY_SECONDS, until_nudged=True)
+        except (ConfigError, OSError) as error:
+            await self._not_created(error)
             return None
+
+    async def _not_created(self, error: ConfigError | OSError) -> None:
+        """Say why it cannot be made now, and wait: something it refers to, disk space or descriptors lack."""
+        if self._stopping:
+            return
+        reason = "CreateContainerConfigError" if isinstance(error, ConfigError) else "CreateContainerError"
+        self._event("Warning", "Failed", f"Error: {error}")
+        self._set(state=Waiting(reason, str(error)))
+        await self._pause(CONFIG_RETRY_SECONDS, until_nudged=True)
 
     async def _image_missing(self, name: str) -> None:
         settings = self._context.settings

@@ -5,7 +5,9 @@ a line that is longer than 16 KiB.
 """
 
 import asyncio
+import contextlib
 import datetime as dt
+import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
@@ -37,17 +39,27 @@ class ContainerLog:
         self._changed = asyncio.Event()
 
     def write(self, moment_ns: int, stream: str, text: bytes, *, whole: bool) -> None:
-        """Append a line (without its newline) or a part of one."""
+        """Append a line (without its newline) or a part of one; on a full disk it is lost."""
         line = b"%s %s %s %s\n" % (_time(moment_ns).encode(), stream.encode(), b"F" if whole else b"P", text)
-        if self._size and self._size + len(line) > self._limit:
-            self._stream.close()
+        # Whoever writes must go on even then: nobody would read what the process says, and it would block.
+        with contextlib.suppress(OSError):
+            if self._size and self._size + len(line) > self._limit:
+                self._rotate()
+            if self._stream.write(line) == len(line):
+                self._size += len(line)
+                self._total += len(line)
+                self._wake()
+                return
+        with contextlib.suppress(OSError):
+            os.truncate(self._file, self._size)
+
+    def _rotate(self) -> None:
+        if self._file.exists():
             self._file.replace(self._old)
-            self._stream = self._file.open("ab", buffering=0)
-            self._size = 0
-        self._stream.write(line)
-        self._size += len(line)
-        self._total += len(line)
-        self._wake()
+        fresh = self._file.open("ab", buffering=0)
+        self._stream.close()
+        self._stream = fresh
+        self._size = 0
 
     def close(self) -> None:
         """No more lines will come; followers end once they have read everything."""

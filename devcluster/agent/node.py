@@ -13,6 +13,7 @@ from devcluster.agent.settings import AgentSettings
 LEASE_SECONDS = 40
 LEASE_RENEW_SECONDS = 10.0
 STATUS_SECONDS = 60.0
+JOIN_RETRY_SECONDS = 0.5
 MOST_PODS = 1024
 LEASE_NAMESPACE = "kube-node-lease"
 
@@ -52,6 +53,13 @@ class Node:
         await self._write_status()
         await self._renew()
         await self._lift_not_ready()
+
+    async def join(self) -> None:
+        """Register, until the API server takes it: one that has just started still makes its namespaces."""
+        while True:
+            if await self._registered():
+                return
+            await asyncio.sleep(JOIN_RETRY_SECONDS)
 
     async def _lift_not_ready(self) -> None:
         """Take off the taint with which every node is born: the controller that would is not run here."""
@@ -154,10 +162,12 @@ class Node:
             except ApiError as error:
                 journal.warning("heartbeat_failed", error=str(error))
                 if error.status == 404:
-                    await self._register_again()
+                    await self._registered()
 
-    async def _register_again(self) -> None:
+    async def _registered(self) -> bool:
         try:
             await self.register()
         except ApiError as error:
             journal.warning("node_not_registered", error=str(error))
+            return False
+        return True

@@ -214,9 +214,6 @@ class PodRunner:
         if self._over_before:
             return
         await self._take_address()
-        self.directory.mkdir(parents=True, exist_ok=True)
-        if self.pod_ip:
-            self.write_hosts()
         self._dirty.set()
         if not await self._prepare_volumes():
             return
@@ -244,6 +241,8 @@ class PodRunner:
         while not self._stopping:
             self._stale.clear()
             try:
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self.write_hosts()
                 await self._volumes.prepare(self._pod)
             except (MountError, OSError) as error:
                 self._event("Warning", "FailedMount", str(error))

@@ -121,37 +121,49 @@ async def start_inside(
 
 
 async def _launch(mode: str, request: dict[str, Any]) -> SandboxProcess:
-    status_read, status_write = os.pipe()
-    request_fd = os.memfd_create("sandbox-request")
     try:
-        with os.fdopen(os.dup(request_fd), "w", encoding="utf-8") as stream:
-            json.dump({**request, "agent_pid": os.getpid(), "status_fd": status_write}, stream)
-        os.lseek(request_fd, 0, os.SEEK_SET)
-        guardian = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-I",
-            "-S",
-            str(SCRIPT),
-            mode,
-            str(request_fd),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            pass_fds=(request_fd, status_write),
-            start_new_session=True,
-        )
-    except BaseException:
-        os.close(status_read)
-        raise
-    finally:
-        os.close(request_fd)
-        os.close(status_write)
+        guardian, status_read = await _spawn(mode, request)
+    except OSError as error:
+        # This machine has no descriptor, process or memory left: a reason to wait, not to end the node.
+        raise SandboxError(f"cannot start a process: {error.strerror or error}") from error
     try:
         return await _started(guardian, status_read)
     except BaseException:
         if guardian.returncode is None:
             guardian.kill()
         raise
+
+
+async def _spawn(mode: str, request: dict[str, Any]) -> tuple[asyncio.subprocess.Process, int]:
+    """The guardian and the descriptor on which it reports. Raises OSError."""
+    status_read, status_write = os.pipe()
+    try:
+        request_fd = os.memfd_create("sandbox-request")
+        try:
+            with os.fdopen(os.dup(request_fd), "w", encoding="utf-8") as stream:
+                json.dump({**request, "agent_pid": os.getpid(), "status_fd": status_write}, stream)
+            os.lseek(request_fd, 0, os.SEEK_SET)
+            guardian = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-I",
+                "-S",
+                str(SCRIPT),
+                mode,
+                str(request_fd),
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                pass_fds=(request_fd, status_write),
+                start_new_session=True,
+            )
+        finally:
+            os.close(request_fd)
+    except BaseException:
+        os.close(status_read)
+        raise
+    finally:
+        os.close(status_write)
+    return guardian, status_read
 
 
 async def _started(guardian: asyncio.subprocess.Process, status_read: int) -> SandboxProcess:

@@ -3,18 +3,22 @@
 import datetime as dt
 import ipaddress
 import json
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from devcluster.agent import settings
 from devcluster.agent.addresses import AddressesExhausted, PodAddresses
+from devcluster.agent.api import ApiError
 from devcluster.agent.endpoints import Backend
 from devcluster.agent.env import ConfigError, container_variables, expand, service_variables
 from devcluster.agent.fields import FieldError, quantity, resource_value
 from devcluster.agent.hosts import hosts_file, service_lines, write_in_place
 from devcluster.agent.images import ImageTable, ImageTableError
 from devcluster.agent.logs import ContainerLog
+from devcluster.agent.node import Node
 from devcluster.agent.probes import Timing, Verdict
 from devcluster.agent.proxy import Balancer, Route, routes
 from devcluster.agent.sandbox_init import mirrored_directories
@@ -389,6 +393,45 @@ async def test_a_follower_that_is_too_slow_goes_on_with_the_oldest_that_is_left(
     seen = [line.text async for line in follower]
     assert seen == [line.text for line in log.lines()]
     assert seen[-1] == b"line 99\n"
+
+
+def test_a_log_on_a_full_disk_loses_lines_and_stays_readable(tmp_path: Path) -> None:
+    log = ContainerLog(tmp_path / "0.log", limit_bytes=10_000)
+    log.write(1, "stdout", b"before", whole=True)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.end + 10, hard))
+    try:
+        log.write(2, "stdout", b"lost", whole=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    log.write(3, "stdout", b"after", whole=True)
+    assert [line.text for line in log.lines()] == [b"before\n", b"after\n"]
+
+
+async def test_a_node_joins_when_the_api_server_takes_it(tmp_path: Path) -> None:
+    class Young:
+        """An API server that has not made its namespaces yet."""
+
+        refusals = 1
+
+        async def create(self, path: str, body: Object) -> Object:
+            if path.endswith("/leases") and self.refusals:
+                self.refusals -= 1
+                raise ApiError(404, "NotFound", "namespace kube-node-lease not found")
+            return body
+
+        async def patch(self, path: str, body: Object, kind: str = "") -> Object:
+            if "/leases/" in path:
+                raise ApiError(404, "NotFound", "no lease")
+            return {"metadata": {"resourceVersion": "1"}, "spec": {}, **body}
+
+    young = Young()
+    arguments = (
+        "--kubeconfig=k --node-name=n --node-ip=127.0.9.1 --pod-cidr=127.1.0.0/24 "
+        "--service-cidr=127.2.0.0/24 --data-dir=d --images=i --port=0 --tls-cert=c --tls-key=k --client-ca=a"
+    )
+    await Node(young, settings.parse(arguments.split()), 1).join()  # type: ignore[arg-type]
+    assert young.refusals == 0
 
 
 def test_only_directories_that_lack_something_are_rebuilt() -> None:

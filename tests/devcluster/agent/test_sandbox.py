@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -53,6 +54,23 @@ async def boxes(tmp_path: Path) -> AsyncIterator[Sandboxes]:
     made = Sandboxes(tmp_path)
     yield made
     await made.end()
+
+
+async def test_a_process_that_cannot_be_started_for_want_of_descriptors_leaves_none_open(
+    boxes: Sandboxes,
+) -> None:
+    assert await boxes.output("echo here") == ["here"]
+    used = len(os.listdir("/proc/self/fd"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    for spare in range(6):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + spare, hard))
+        try:
+            with pytest.raises(SandboxError, match="Too many open files"):
+                await boxes.start("echo never")
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert len(os.listdir("/proc/self/fd")) == used
+    assert await boxes.output("echo here") == ["here"]
 
 
 async def test_this_machine_permits_sandboxes() -> None:
