@@ -144,11 +144,12 @@ def test_volumes_are_shared_in_a_pod_and_tmp_is_not(kubectl: Kubectl) -> None:
     mount = {"volumeMounts": [{"name": "shared", "mountPath": "/tmp/shared", "subPath": "a/b"}]}
     one = shell("touch /tmp/own; echo hello > /tmp/shared/word; exec sleep 1000", name="one", **mount)
     script = (
-        "until [ -e /tmp/shared/word ]; do sleep 0.1; done; cat /tmp/shared/word; ls /tmp; exec sleep 1000"
+        "until [ -e /tmp/shared/word ]; do sleep 0.1; done; cat /tmp/shared/word; "
+        "[ -e /tmp/own ] || echo private; exec sleep 1000"
     )
     two = shell(script, name="two", **mount)
     kubectl.apply(pod("pair", one, two, volumes=[{"name": "shared", "emptyDir": {}}]))
-    eventually(lambda: kubectl("logs", "pair", "-c", "two") == "hello\nshared\n")
+    eventually(lambda: kubectl("logs", "pair", "-c", "two") == "hello\nprivate\n")
 
 
 def test_the_downward_api_tells_of_the_pod(kubectl: Kubectl) -> None:
