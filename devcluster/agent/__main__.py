@@ -31,7 +31,8 @@ async def serve(given: settings.AgentSettings) -> int:
     from devcluster.agent import api, images, sandbox
 
     try:
-        await sandbox.check_machine()
+        # In its own folder, which is emptied next: what a kill at this moment leaves must be found.
+        await sandbox.check_machine(given.data_dir)
     except sandbox.SandboxError as error:
         sys.stderr.write(NOT_PERMITTED.format(error=error) + "\n")
         return EXIT_NOT_PERMITTED

@@ -10,7 +10,6 @@ import json
 import os
 import signal
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -95,7 +94,10 @@ class SandboxProcess:
 
 async def start(spec: SandboxSpec) -> SandboxProcess:
     """Start a container's process. Raises SandboxError; nothing is left running then."""
-    spec.root.mkdir(parents=True, exist_ok=True)
+    try:
+        spec.root.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SandboxError(f"cannot make its root: {error}") from error
     return await _launch(
         "run",
         {
@@ -187,18 +189,17 @@ async def _started(guardian: asyncio.subprocess.Process, status_read: int) -> Sa
     return SandboxProcess(guardian, pids[0])
 
 
-async def check_machine() -> None:
-    """Make one sandbox and let it go. Raises SandboxError where this machine refuses namespaces."""
-    with tempfile.TemporaryDirectory() as directory:
-        spec = SandboxSpec(
-            argv=["true"],
-            env={"PATH": os.defpath},
-            working_dir="/",
-            hostname="check",
-            root=Path(directory) / "root",
-            read_only_root=True,
-        )
-        process = await start(spec)
-        output = await process.stderr.read(2000)
-        if (code := await process.wait()) != 0:
-            raise SandboxError(f"a test process ended with {code}: {output.decode(errors='replace').strip()}")
+async def check_machine(folder: Path) -> None:
+    """Make one sandbox, on a path below `folder`. Raises SandboxError where the machine refuses it."""
+    spec = SandboxSpec(
+        argv=["true"],
+        env={"PATH": os.defpath},
+        working_dir="/",
+        hostname="check",
+        root=folder / "check",
+        read_only_root=True,
+    )
+    process = await start(spec)
+    output = await process.stderr.read(2000)
+    if (code := await process.wait()) != 0:
+        raise SandboxError(f"a test process ended with {code}: {output.decode(errors='replace').strip()}")

@@ -180,7 +180,8 @@ async def test_an_agent_that_comes_back_starts_its_pods_again(alone: tuple[Kubec
 async def test_a_machine_without_namespaces_is_told_what_to_do(tmp_path: Path) -> None:
     arguments = (
         "--kubeconfig=k --node-name=n --node-ip=127.0.9.1 --pod-cidr=127.1.0.0/24 "
-        "--service-cidr=127.2.0.0/24 --data-dir=d --images=i --port=0 --tls-cert=c --tls-key=k --client-ca=a"
+        f"--service-cidr=127.2.0.0/24 --data-dir={tmp_path} "
+        "--images=i --port=0 --tls-cert=c --tls-key=k --client-ca=a"
     )
     refuse = "echo 0 > /proc/sys/user/max_mnt_namespaces"
     process = await asyncio.create_subprocess_exec(

@@ -73,8 +73,8 @@ async def test_a_process_that_cannot_be_started_for_want_of_descriptors_leaves_n
     assert await boxes.output("echo here") == ["here"]
 
 
-async def test_this_machine_permits_sandboxes() -> None:
-    await sandbox.check_machine()
+async def test_this_machine_permits_sandboxes(tmp_path: Path) -> None:
+    await sandbox.check_machine(tmp_path)
 
 
 async def test_exit_codes_are_those_of_a_shell(boxes: Sandboxes) -> None:
