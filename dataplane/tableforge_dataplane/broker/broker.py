@@ -174,9 +174,9 @@ class Broker:
         """What only a person can mend is refused at once; what heals by itself waits in the queue."""
         state = self._state
         if state.reason in ("DurabilityNotMet", "VersionTooOld", "OutOfMemory"):
-            self.publisher.refusal = (state.message, GUARD_RETRY_SECONDS)
+            self.publisher.refuse(state.message, GUARD_RETRY_SECONDS)
         else:
-            self.publisher.refusal = None
+            self.publisher.take()
 
     def _on_refusal(self, text: str) -> None:
         self._write_problem = judge(text, where=self._where)

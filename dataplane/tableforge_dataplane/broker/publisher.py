@@ -16,7 +16,7 @@ import msgspec
 
 from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.connection import RedisConnection, Reply, ReplyError, pack
-from tableforge_dataplane.broker.scripts import PUBLISH
+from tableforge_dataplane.broker.scripts import PUBLISH_VARIANTS, Script, publish_script
 from tableforge_dataplane.broker.state import ServerFacts
 from tableforge_dataplane.contract.settings import PerformanceSettings, RoomSettings
 from tableforge_dataplane.observability.logging import EventLog
@@ -86,6 +86,8 @@ class Publication(msgspec.Struct, kw_only=True, eq=False):
     base_tag: bytes = b""
     channel: bytes = b""
     """Set for a volatile message: it goes to the channel alone, and is not worth waiting for Redis."""
+    others_may_send_it: bool = False
+    """The client named the key, so that it may have sent the same over another instance meanwhile."""
     retried: bool = False
 
 
@@ -99,8 +101,11 @@ class Publisher:
         rooms: RoomSettings,
         queue_size: int,
         publish_command: bytes = b"PUBLISH",
+        script: Script | None = None,
     ) -> None:
-        """`queue_size`: how many may wait. `publish_command`: `SPUBLISH` for sharded Pub/Sub."""
+        """`queue_size`: how many may wait. `publish_command`: `SPUBLISH` for sharded Pub/Sub. `script`: a
+        variant of the publish script, by chance where None."""
+        self._script = script or publish_script(random.randrange(PUBLISH_VARIANTS))  # noqa: S311
         self._delay_seconds = performance.batch_message_delay_seconds
         self._batch_size = performance.max_batch_size
         self._queue_size = queue_size
@@ -120,9 +125,10 @@ class Publisher:
         self._waiting_bytes = 0
         """Of publications that came since the connection was lost."""
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
-        self._idle: asyncio.Event = asyncio.Event()
-        self.refusal: tuple[str, float] | None = None
-        """While set, publications are refused as `unavailable` with this message and retry delay."""
+        self._taken = 0
+        """Publications ever taken into the queue."""
+        self._progress: asyncio.Event = asyncio.Event()
+        self._refusal: tuple[str, float] | None = None
         self.on_refusal: Callable[[str], None] = _log_refusal
         """Called with Redis's text when it refuses a write."""
 
@@ -140,7 +146,7 @@ class Publisher:
         """The part of the command that is the same for all of a room's messages."""
         constant = pack(
             b"EVALSHA",
-            PUBLISH.sha,
+            self._script.sha,
             2,
             address.meta,
             address.log,
@@ -152,8 +158,8 @@ class Publisher:
 
     def publish(self, publication: Publication) -> None:
         """Send it with the next batch, at once where none is in flight. The owner hears what became of it."""
-        if self.refusal is not None:
-            message, retry_after = self.refusal
+        if self._refusal is not None:
+            message, retry_after = self._refusal
             publication.owner.refused(publication, "unavailable", message, retry_after)
             return
         pending = self._pending
@@ -168,6 +174,7 @@ class Publisher:
         if self._connection is None and not self._may_wait(publication):
             return
         pending.append(publication)
+        self._taken += 1
         if self._in_flight:
             if len(pending) >= self._batch_size:
                 self._send()
@@ -190,19 +197,40 @@ class Publisher:
         publication.owner.refused(publication, "unavailable", message, RETRY_AFTER_SECONDS)
         return False
 
+    def refuse(self, message: str, retry_after: float) -> None:
+        """Until `take`, refuse publications as `unavailable`; those too that wait and were never sent."""
+        self._refusal = (message, retry_after)
+        if self._connection is not None:
+            return
+        waiting, self._pending = self._pending, deque()
+        for publication in waiting:
+            if publication.retried:
+                self._pending.append(publication)  # it may be stored: only Redis can tell
+            else:
+                publication.owner.refused(publication, "unavailable", message, retry_after)
+        self._progress.set()
+
+    def take(self) -> None:
+        """Take publications (again)."""
+        self._refusal = None
+
     async def settled(self) -> None:
-        """Wait until nothing waits and nothing is under way."""
-        while self.depth:
-            self._idle.clear()
-            await self._idle.wait()
+        """Wait until nothing of what is here now waits or is under way, whatever comes meanwhile."""
+        target = self._taken
+        while self._taken - self.depth < target:
+            self._progress.clear()
+            await self._progress.wait()
 
     async def on_up(self, connection: RedisConnection, facts: ServerFacts) -> None:  # noqa: ARG002
         """From the link."""
-        await connection.ask(b"SCRIPT", b"LOAD", PUBLISH.text)
+        await connection.ask(b"SCRIPT", b"LOAD", self._script.text)
         connection.receive = self._on_reply
         connection.after_replies = self._after_replies
         self._connection = connection
         self._waiting_bytes = 0
+        for publication in self._pending:
+            if publication.others_may_send_it:
+                publication.retried = True
         self._send()
 
     def on_down(self) -> None:
@@ -220,6 +248,7 @@ class Publisher:
             publication.retried = True
         again, self._again = self._again, []
         self._pending.extendleft(reversed(again + unanswered))
+        self._progress.set()
 
     def _on_turn(self) -> None:
         self._scheduled = False
@@ -304,7 +333,7 @@ class Publisher:
             self._again.append(publication)
             if code == "NOSCRIPT" and len(self._again) == 1 and self._connection is not None:
                 self._in_flight.append(None)
-                self._connection.write(pack(b"SCRIPT", b"LOAD", PUBLISH.text))
+                self._connection.write(pack(b"SCRIPT", b"LOAD", self._script.text))
             elif code != "NOSCRIPT" and self._connection is not None:
                 self._connection.abort()
             return
@@ -326,6 +355,7 @@ class Publisher:
         )
 
     def _after_replies(self) -> None:
+        self._progress.set()
         if self._in_flight:
             self._sent_at = self._loop.time()
             return
@@ -334,5 +364,3 @@ class Publisher:
             self._pending.extendleft(reversed(again))
         if self._pending:
             self._send()
-        else:
-            self._idle.set()

@@ -465,6 +465,7 @@ class Session:
             since=since,
             base_seq=room.seq,
             base_tag=room.tag,
+            others_may_send_it=command.key is not None,
             id=command.id,
             room=command.room,
             event=command.event,

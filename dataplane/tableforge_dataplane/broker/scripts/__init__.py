@@ -3,6 +3,10 @@
 import dataclasses
 import hashlib
 from importlib import resources
+from typing import Final
+
+PUBLISH_VARIANTS: Final = 256
+"""Redis keeps every script it was ever given, 13 KB each of this one: so there are not more."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -15,9 +19,21 @@ class Script:
     """Hexadecimal SHA-1, what EVALSHA wants."""
 
 
-def _load(name: str) -> Script:
-    text = resources.files(__name__).joinpath(f"{name}.lua").read_bytes()
+def _script(name: str, text: bytes) -> Script:
     return Script(name=name, text=text, sha=hashlib.sha1(text, usedforsecurity=False).hexdigest().encode())
+
+
+def _load(name: str) -> Script:
+    return _script(name, resources.files(__name__).joinpath(f"{name}.lua").read_bytes())
+
+
+def publish_script(variant: int) -> Script:
+    """The publish script under a name that other variants don't have.
+
+    Redis may forget its scripts while messages are on their way. Were all instances' scripts one, another
+    instance's loading would let the later ones of these messages pass the earlier, already refused ones.
+    """
+    return _script(PUBLISH.name, PUBLISH.text + b"-- variant %d\n" % (variant % PUBLISH_VARIANTS))
 
 
 PUBLISH = _load("publish")

@@ -1,0 +1,156 @@
+"""What can come between two steps: other connections' commands, other instances, slow sockets."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+import redis.asyncio
+
+from tableforge_dataplane.broker.addresses import RoomAddress
+from tableforge_dataplane.broker.connection import RedisConnection, connect
+from tableforge_dataplane.broker.publisher import Publication, Publisher, RefusalCode, new_tag
+from tableforge_dataplane.broker.scripts import publish_script
+from tableforge_dataplane.contract.settings import PerformanceSettings, RedisSettings, RoomSettings
+from tests.dataplane.path.instances import Instances, Peers, until
+from tests.support.redis import RedisServer
+
+FAST: dict[str, Any] = {
+    "max_messages_per_second": 100_000,
+    "max_messages_per_minute": 1_000_000,
+    "max_bytes_per_second": 1_000_000_000,
+}
+
+
+@pytest.fixture
+async def admin(redis_server: RedisServer) -> "AsyncIterator[redis.asyncio.Redis]":
+    """A connection of the test's own."""
+    client = redis.asyncio.Redis(host=redis_server.host, port=redis_server.port)
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+class Owner:
+    """Counts what becomes of its publications."""
+
+    def __init__(self) -> None:
+        self.stored: list[bytes] = []
+        self.refusals: list[str] = []
+
+    def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:
+        self.stored.append(publication.body)
+
+    def refused(
+        self,
+        publication: Publication,
+        code: RefusalCode,
+        message: str,
+        retry_after: float | None,
+    ) -> None:
+        self.refusals.append(code)
+
+
+def publisher(variant: int) -> Publisher:
+    """One whose script is this variant."""
+    return Publisher(
+        performance=PerformanceSettings(),
+        rooms=RoomSettings(log_max_messages=10_000, log_max_bytes=16_000_000),
+        queue_size=10_000,
+        script=publish_script(variant),
+    )
+
+
+async def connected(server: RedisServer, one: Publisher) -> RedisConnection:
+    """Its connection, as a link makes it."""
+    connection, facts = await connect(RedisSettings(host=server.host, port=server.port), name="test")
+    await one.on_up(connection, facts)
+    return connection
+
+
+async def test_scripts_that_another_instance_loads_again_do_not_let_later_messages_pass_earlier_ones(
+    redis_server: RedisServer, admin: "redis.asyncio.Redis"
+) -> None:
+    """Redis reads 16 KB of a connection in one turn: what others say comes between parts of a pipeline."""
+    one, other, owner = publisher(1), publisher(2), Owner()
+    address = RoomAddress.of("test", "lobby")
+    connection = await connected(redis_server, one)
+    second, facts = await connect(RedisSettings(host=redis_server.host, port=redis_server.port), name="test")
+    await admin.script_flush()
+    redis_server.pause()
+    bodies = [b"%d " % number + b"x" * 300 for number in range(900)]
+    head = one.head(address)
+    for number, body in enumerate(bodies):
+        one.publish(
+            Publication(head=head, tag=new_tag(), origin=b"o", key=b"k:%d" % number, body=body, owner=owner)
+        )
+        if number % 100 == 99:
+            await asyncio.sleep(0.01)  # a batch of its own
+    loading = asyncio.create_task(other.on_up(second, facts))
+    await asyncio.sleep(0.05)
+    redis_server.resume()
+    await loading
+    await until(lambda: len(owner.stored) == len(bodies))
+    entries = await admin.xrange(address.log)
+    assert [fields[b"m"] for _, fields in entries] == bodies
+    for each in (connection, second):
+        each.abort()
+
+
+async def test_settled_means_what_was_there_and_not_what_came_since(redis_server: RedisServer) -> None:
+    one = publisher(1)
+    head = one.head(RoomAddress.of("test", "lobby"))
+
+    class Restless(Owner):
+        def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:
+            super().published(publication, seq, tag, duplicate)
+            self.more()
+
+        def more(self) -> None:
+            key = b"k:" + new_tag()
+            one.publish(Publication(head=head, tag=new_tag(), origin=b"o", key=key, body=b"{}", owner=self))
+
+    owner = Restless()
+    connection = await connected(redis_server, one)
+    for _ in range(20):
+        owner.more()
+    async with asyncio.timeout(5):
+        await one.settled()
+    assert len(owner.stored) >= 20
+    connection.abort()
+
+
+async def test_what_waited_for_redis_is_not_stored_again_where_it_was_resent_meanwhile(
+    redis_server: RedisServer, instances: Instances, peers: Peers, admin: "redis.asyncio.Redis"
+) -> None:
+    """The room has gone on so far that the key is forgotten with its message."""
+    one, two = await instances(redis_server, 2, rooms={"log_max_messages": 32}, security=FAST)
+    ada, again = await peers(one), await peers(two)
+    position = (await ada.join("lobby"))["pos"]
+    await again.join("lobby")
+    await one.broker._links["publisher"].stop()
+    await ada.publish("lobby", "once", key="k")
+    await until(lambda: one.broker.publisher.depth == 1)
+    await again.published("lobby", "once", key="k", since=position)
+    for number in range(100):
+        await again.published("lobby", number)
+    one.broker._links["publisher"].start()
+    assert (await ada.until("error"))["code"] == "unknown_key"
+    newest = await again.published("lobby", "last")
+    assert newest["seq"] == 102
+
+
+async def test_what_waits_is_refused_where_redis_no_longer_gives_what_was_asked(
+    redis_server: RedisServer, instances: Instances, peers: Peers, admin: "redis.asyncio.Redis"
+) -> None:
+    (one,) = await instances(redis_server, redis={"durability": "Disk"})
+    ada = await peers(one)
+    await ada.join("lobby")
+    await one.broker._links["publisher"].stop()
+    await ada.publish("lobby", 1)
+    await until(lambda: one.broker.publisher.depth == 1)
+    await admin.config_set("appendfsync", "everysec")
+    one.broker._links["publisher"].start()
+    assert (await ada.until("error"))["code"] == "unavailable"
+    assert one.broker.publisher.depth == 0
