@@ -430,12 +430,11 @@ class Hub:
             page.append(member)
         else:
             entries = [entry for entry in page if isinstance(entry, Entry) and entry.seq > member.seq]
-            last_of_page = (number + 1) * PAGE_SIZE - 1
-            if not entries and room.seq <= last_of_page:
-                # read before this one was stored
-                self._read_page(room, number, member)
-            else:
+            if entries:
                 self._give(member, entries)
+            else:
+                # read before the next one was stored, or trimmed, which another reading shows
+                self._read_page(room, number, member)
 
     def _read_page(self, room: Room, number: int, member: Member) -> None:
         waiting: list[Member] = [member]
@@ -478,6 +477,10 @@ class Hub:
             self._lost(member, "forked")
             return
         occupant = member.occupant
+        if occupant.outlet.waiting_bytes() > SOCKET_FULL_BYTES:
+            # other rooms of the same client recover too: one at a time
+            occupant.outlet.socket.when_drained(lambda: self._step(member))
+            return
         if not member.joined:
             position = Position(member.seq, member.tag)
             if not self._tell_joined(member, position, recovered=True, reason=None):
@@ -498,7 +501,7 @@ class Hub:
         self._hand_over(member, part)
         if member.seq == room.seq and not room.syncing:
             self._caught_up(member)
-        elif occupant.outlet.socket.buffered_bytes() + size > SOCKET_FULL_BYTES:
+        elif occupant.outlet.waiting_bytes() > SOCKET_FULL_BYTES:
             occupant.outlet.socket.when_drained(lambda: self._step(member))
         else:
             self._loop.call_soon(self._step, member)
@@ -508,7 +511,7 @@ class Hub:
             return
         room = member.room
         outlet = member.occupant.outlet
-        part = (outlet.encoder, entries[0].seq, entries[-1].seq)
+        part = (outlet.encoder, entries[0].seq, entries[-1].tag)
         data = room.encoded.get(part)
         if data is None:
             data = outlet.encoder.messages(room.name, entries)
@@ -583,16 +586,18 @@ class Hub:
                     self._give_up_waiting(room, now)
 
     def _give_up_waiting(self, room: Room, now: float) -> None:
-        late = [
-            member
-            for member in room.waiting
-            if not member.gone and not member.joined and now - member.since > JOIN_TIMEOUT_SECONDS
-        ]
-        if late:
-            room.waiting = [member for member in room.waiting if member not in late]
-            for member in late:
-                self.leave(member)
-                member.occupant.on_join_failed(member)
+        waiting, room.waiting = room.waiting, []
+        late: list[Member] = []
+        for member in waiting:
+            if member.gone:
+                continue
+            if member.joined or now - member.since <= JOIN_TIMEOUT_SECONDS:
+                room.waiting.append(member)
+            else:
+                late.append(member)
+        for member in late:
+            self.leave(member)
+            member.occupant.on_join_failed(member)
 
     async def _check_rooms(self) -> None:
         """A missed message shows only when a later one comes: so every room is compared with its log."""

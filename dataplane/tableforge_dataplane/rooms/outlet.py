@@ -81,6 +81,10 @@ class Outlet:
             dirty.append(self)
         frames.append(frame)
 
+    def waiting_bytes(self) -> int:
+        """What the network has not taken yet, this turn's frames included."""
+        return self.socket.buffered_bytes() + sum(map(len, self.frames))
+
     def flush(self) -> None:
         """Write now what waits: something else is to follow it directly."""
         if self.frames:

@@ -92,8 +92,9 @@ class Room:
         """Arrived in this read, not yet given to the groups."""
         self.waiting: list[Member] = []
         """To be looked at once the room is in step with its log."""
-        self.encoded: dict[tuple[Encoder, int, int], bytes] = {}
-        """Parts of `pages` and the ring as they were given to recovering members, by first and last seq."""
+        self.encoded: dict[tuple[Encoder, int, bytes], bytes] = {}
+        """Parts of `pages` and the ring as they were given to recovering members, by the first seq and the
+        last tag, which no other history has."""
         self.pages: dict[int, list[Entry] | list[Member]] = {}
         self.subscribed = False
         self.opening = False

@@ -1,6 +1,7 @@
 """What can come between two steps: other connections' commands, other instances, slow sockets."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,8 @@ from tableforge_dataplane.broker.connection import RedisConnection, connect
 from tableforge_dataplane.broker.publisher import Publication, Publisher, RefusalCode, new_tag
 from tableforge_dataplane.broker.scripts import publish_script
 from tableforge_dataplane.contract.settings import PerformanceSettings, RedisSettings, RoomSettings
-from tests.dataplane.path.instances import Instances, Peers, until
+from tableforge_dataplane.server import Server
+from tests.dataplane.path.instances import Instances, Peer, Peers, until
 from tests.support.redis import RedisServer
 
 FAST: dict[str, Any] = {
@@ -154,3 +156,67 @@ async def test_what_waits_is_refused_where_redis_no_longer_gives_what_was_asked(
     one.broker._links["publisher"].start()
     assert (await ada.until("error"))["code"] == "unavailable"
     assert one.broker.publisher.depth == 0
+
+
+def keep_little(server: Server) -> None:
+    """The systems of both ends keep little of what is written to connections that stand now."""
+    for connection in server._connections:
+        connection.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
+
+
+async def narrow(peers: Peers, server: Server) -> Peer:
+    """A peer that takes nothing until it resumes reading."""
+    plug = socket.socket()
+    plug.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    plug.setblocking(False)
+    await asyncio.get_running_loop().sock_connect(plug, ("127.0.0.1", server.port))
+    peer = await peers(server, sock=plug)
+    keep_little(server)
+    return peer
+
+
+async def test_who_recovers_many_rooms_at_once_is_fed_as_the_socket_drains(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, websocket={"write_limit_bytes": 262_144}, security=FAST)
+    ada = await peers(one)
+    names = [f"room-{number}" for number in range(20)]
+    begins = {}
+    for name in names:
+        begins[name] = (await ada.join(name))["pos"]
+        for _ in range(4):
+            await ada.published(name, "x" * 30_000)
+    slow = await narrow(peers, one)
+    slow.socket.transport.pause_reading()
+    for name in names:
+        await slow.say({"type": "join", "room": name, "pos": begins[name]})
+    await asyncio.sleep(0.5)  # nothing tells that the server has given all it wants to give
+    slow.socket.transport.resume_reading()
+    seen: dict[str, int] = dict.fromkeys(names, 0)
+    while sum(seen.values()) < 4 * len(names):
+        frame = await slow.hear()
+        if frame["type"] == "message":
+            seen[frame["room"]] += 1
+            assert frame["seq"] == seen[frame["room"]]
+        else:
+            assert frame["type"] == "joined"
+            assert frame["recovered"] is True
+    assert one.metrics.slow_consumers == 0
+
+
+async def test_a_page_that_was_read_before_it_was_full_is_read_again(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    one, two = await instances(redis_server, 2, rooms={"log_max_bytes": 16_777_216}, security=FAST)
+    ada = await peers(one)
+    await ada.join("lobby")
+    positions = [(await ada.published("lobby", "x" * 40_000))["pos"] for _ in range(90)]
+    slow = await narrow(peers, two)
+    await slow.say({"type": "join", "room": "lobby", "pos": positions[65]})
+    slow.socket.transport.pause_reading()
+    await asyncio.sleep(0.3)  # nothing tells that the server waits for the socket
+    positions += [(await ada.published("lobby", "x" * 2000))["pos"] for _ in range(200)]
+    slow.socket.transport.resume_reading()
+    assert (await slow.hear_type("joined"))["recovered"] is True
+    got = await slow.messages(290 - 66)
+    assert [message["pos"] for message in got] == positions[66:]
