@@ -5,7 +5,7 @@ is still open, whatever happened to the room in between.
 """
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -41,6 +41,8 @@ class Subscriber:
         self._connection: RedisConnection | None = None
         self._open: deque[tuple[bool, bytes]] = deque()
         self._ask: list[tuple[bool, bytes]] = []
+        self._ending: Counter[bytes] = Counter()
+        """Unsubscriptions by channel that are asked for and not confirmed."""
         self._on_message: Callable[[bytes, bytes], None] = user.on_message
 
     @property
@@ -68,16 +70,19 @@ class Subscriber:
         connection.receive = self._on_reply
         connection.after_replies = self._user.on_messages_end
         self._connection = connection
-        self._open.clear()
-        self._ask.clear()
+        self._forget_requests()
         for channel in self._channels:
             self._request(True, channel)
 
     def on_down(self) -> None:
         """From the link."""
         self._connection = None
+        self._forget_requests()
+
+    def _forget_requests(self) -> None:
         self._open.clear()
         self._ask.clear()
+        self._ending.clear()
 
     def _request(self, wanted: bool, channel: bytes) -> None:
         if self._connection is None:
@@ -86,6 +91,8 @@ class Subscriber:
             # a thousand joins in one turn of the loop become ten commands
             asyncio.get_running_loop().call_soon(self._write_requests)
         self._ask.append((wanted, channel))
+        if not wanted:
+            self._ending[channel] += 1
 
     def _write_requests(self) -> None:
         connection = self._connection
@@ -121,7 +128,11 @@ class Subscriber:
             self._on_unexpected([subscribed, channel])
             return
         self._open.popleft()
-        if subscribed and channel in self._channels and (False, channel) not in self._open:
+        if not subscribed:
+            self._ending[channel] -= 1
+            if not self._ending[channel]:
+                del self._ending[channel]
+        elif channel in self._channels and channel not in self._ending:
             self._user.on_subscribed(channel)
 
     def _on_unexpected(self, reply: Reply) -> None:

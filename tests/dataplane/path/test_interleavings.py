@@ -12,6 +12,7 @@ from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.connection import RedisConnection, connect
 from tableforge_dataplane.broker.publisher import Publication, Publisher, RefusalCode, new_tag
 from tableforge_dataplane.broker.scripts import publish_script
+from tableforge_dataplane.broker.subscriber import Subscriber
 from tableforge_dataplane.contract.settings import PerformanceSettings, RedisSettings, RoomSettings
 from tableforge_dataplane.server import Server
 from tests.dataplane.path.instances import Instances, Peer, Peers, until
@@ -156,6 +157,53 @@ async def test_what_waits_is_refused_where_redis_no_longer_gives_what_was_asked(
     one.broker._links["publisher"].start()
     assert (await ada.until("error"))["code"] == "unavailable"
     assert one.broker.publisher.depth == 0
+
+
+class Listener:
+    """Notes the confirmed channels."""
+
+    def __init__(self) -> None:
+        self.subscribed: list[bytes] = []
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Nothing is published."""
+
+    def on_messages_end(self) -> None:
+        """Nor does it end."""
+
+    def on_subscribed(self, channel: bytes) -> None:
+        self.subscribed.append(channel)
+
+
+class Silent:
+    """Takes what is written; answers are the test's."""
+
+    def __init__(self) -> None:
+        self.written: list[bytes] = []
+
+    def write(self, data: bytes) -> None:
+        self.written.append(data)
+
+    def abort(self) -> None:
+        raise AssertionError("nothing unexpected was said")
+
+
+async def test_a_confirmation_from_before_a_leave_is_not_taken_for_the_next_join() -> None:
+    listener = Listener()
+    subscriber = Subscriber(listener)
+    await subscriber.on_up(Silent(), None)  # type: ignore[arg-type]
+    subscriber.subscribe(b"lobby")
+    await asyncio.sleep(0)
+    # in one turn of the loop: left and joined again, and only then the first confirmation is read
+    subscriber.unsubscribe(b"lobby")
+    subscriber.subscribe(b"lobby")
+    subscriber._on_reply([b"subscribe", b"lobby", 1])
+    assert not listener.subscribed
+    await asyncio.sleep(0)
+    subscriber._on_reply([b"unsubscribe", b"lobby", 0])
+    assert not listener.subscribed
+    subscriber._on_reply([b"subscribe", b"lobby", 1])
+    assert listener.subscribed == [b"lobby"]
 
 
 def keep_little(server: Server) -> None:
