@@ -268,6 +268,7 @@ class Server:
     def lost(self, connection: Connection) -> None:
         """From a connection."""
         self._connections.discard(connection)
+        self._heartbeat.remove(connection)
         if not self._connections:
             self._empty.set()
         self.metrics.connections -= 1

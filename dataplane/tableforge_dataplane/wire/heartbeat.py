@@ -1,7 +1,6 @@
 """Finds connections whose other end is gone: one task for all of them, not one each."""
 
 import asyncio
-from collections import deque
 from typing import Final
 
 from websockets.frames import CloseCode
@@ -21,9 +20,9 @@ class Heartbeat:
     def __init__(self, *, interval_seconds: float, timeout_seconds: float) -> None:
         self._interval = interval_seconds
         self._timeout = timeout_seconds
-        # all waits are equally long, so both queues are in the order of time
-        self._to_ping: deque[tuple[float, Connection]] = deque()
-        self._to_judge: deque[tuple[float, Connection, int]] = deque()
+        # all waits are equally long, so both are in the order of time
+        self._to_ping: dict[Connection, float] = {}
+        self._to_judge: dict[Connection, tuple[float, int]] = {}
         self._loop = asyncio.get_running_loop()
         self._task: asyncio.Task[None] | None = None
 
@@ -39,28 +38,35 @@ class Heartbeat:
 
     def add(self, connection: Connection) -> None:
         """Watch over `connection` until it is closed."""
-        self._to_ping.append((self._loop.time() + self._interval, connection))
+        self._to_ping[connection] = self._loop.time() + self._interval
+
+    def remove(self, connection: Connection) -> None:
+        """It is gone: nothing is kept of it, however many come and go within an interval."""
+        self._to_ping.pop(connection, None)
+        self._to_judge.pop(connection, None)
 
     async def _run(self) -> None:
         while True:
             await asyncio.sleep(min(LOOK_EVERY_SECONDS, self._timeout / 2))
             now = self._loop.time()
-            while self._to_judge and self._to_judge[0][0] <= now:
-                _, connection, buffered = self._to_judge.popleft()
+            while (judged := next(iter(self._to_judge.items()), None)) and judged[1][0] <= now:
+                connection, (_, buffered) = judged
+                del self._to_judge[connection]
                 self._judge(connection, buffered, now)
-            while self._to_ping and self._to_ping[0][0] <= now:
-                _, connection = self._to_ping.popleft()
+            while (pinged := next(iter(self._to_ping.items()), None)) and pinged[1] <= now:
+                connection, _ = pinged
+                del self._to_ping[connection]
                 if _is_open(connection):
                     connection.ping_now()
-                    self._to_judge.append((now + self._timeout, connection, connection.buffered_bytes()))
+                    self._to_judge[connection] = (now + self._timeout, connection.buffered_bytes())
 
     def _judge(self, connection: Connection, buffered: int, now: float) -> None:
         if not _is_open(connection):
             return
         if connection.heard:
-            self._to_ping.append((now + self._interval, connection))
+            self._to_ping[connection] = now + self._interval
         elif connection.buffered_bytes() < buffered:
-            self._to_judge.append((now + self._timeout, connection, connection.buffered_bytes()))
+            self._to_judge[connection] = (now + self._timeout, connection.buffered_bytes())
         else:
             connection.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 

@@ -1,7 +1,9 @@
 """What can come between two steps: other connections' commands, other instances, slow sockets."""
 
 import asyncio
+import gc
 import socket
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -268,3 +270,21 @@ async def test_a_page_that_was_read_before_it_was_full_is_read_again(
     assert (await slow.hear_type("joined"))["recovered"] is True
     got = await slow.messages(290 - 66)
     assert [message["pos"] for message in got] == positions[66:]
+
+
+async def test_connections_that_are_gone_are_not_kept(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    for _ in range(20):
+        await peers(one)
+    kept = [weakref.ref(connection) for connection in one._connections]
+    assert len(kept) == 20
+    await peers.close()
+    await until(lambda: one.metrics.connections == 0)
+
+    def gone() -> bool:
+        gc.collect()
+        return not any(each() is not None for each in kept)
+
+    await until(gone, within=5)
