@@ -22,6 +22,14 @@ _Image = Annotated[str, Meta(pattern=r"^\S+$", min_length=1, max_length=512)]
 _Text63 = Annotated[str, Meta(max_length=63)]
 _Text253 = Annotated[str, Meta(max_length=253)]
 _Text4096 = Annotated[str, Meta(max_length=4096)]
+_DNS_NAME: Final = Rule(
+    "!format.dns1123Subdomain().validate(self).hasValue()",
+    "must be a name of lower-case letters, digits, dashes and dots",
+)
+_SECRET_KEY: Final = Rule(
+    "self.matches('^[-._a-zA-Z0-9]+$') && !self.startsWith('..') && self != '.'",
+    "must be a key of the Secret: letters, digits or any of - _ .",
+)
 _NAME: Final[dict[str, Any]] = {"min_length": 1, "max_length": 253}
 _QUANTITY: Final[dict[str, Any]] = {
     "x-kubernetes-int-or-string": True,
@@ -40,12 +48,14 @@ _Quantities = dict[str, Annotated[int | str, Meta(extra_json_schema=_QUANTITY)]]
 class JwtSecretRef(Group, frozen=True):
     """The Secret with the key that tokens are signed with."""
 
-    name: Annotated[str, field("Name of the Secret, in the namespace of the WebSocketCluster.", **_NAME)]
+    name: Annotated[
+        str, field("Name of the Secret, in the namespace of the WebSocketCluster.", _DNS_NAME, **_NAME)
+    ]
     key: Annotated[
         str,
         field(
             "Key in the Secret whose value is the tokens' key (HS256), at least 32 bytes.",
-            pattern="^[-._a-zA-Z0-9]+$",
+            _SECRET_KEY,
             **_NAME,
         ),
     ] = "secret"
@@ -54,12 +64,14 @@ class JwtSecretRef(Group, frozen=True):
 class PasswordSecretRef(Group, frozen=True):
     """The Secret with the password of the external Redis."""
 
-    name: Annotated[str, field("Name of the Secret, in the namespace of the WebSocketCluster.", **_NAME)]
+    name: Annotated[
+        str, field("Name of the Secret, in the namespace of the WebSocketCluster.", _DNS_NAME, **_NAME)
+    ]
     key: Annotated[
         str,
         field(
             "Key in the Secret whose value is the password.",
-            pattern="^[-._a-zA-Z0-9]+$",
+            _SECRET_KEY,
             **_NAME,
         ),
     ] = "password"
@@ -114,7 +126,7 @@ class Storage(Group, frozen=True):
     ] = "1Gi"
     storage_class_name: Annotated[
         _Text253 | None,
-        field("StorageClass of the claim; the default class where unset."),
+        field("StorageClass of the claim; the default class where unset.", _DNS_NAME),
     ] = None
 
 
@@ -179,7 +191,10 @@ class ExternalRedis(Group, frozen=True):
         str,
         field(
             "Host name or address.",
-            pattern="^[A-Za-z0-9]([A-Za-z0-9.:_-]*[A-Za-z0-9])?$",
+            Rule(
+                "self.matches('^[A-Za-z0-9]([A-Za-z0-9.:_-]*[A-Za-z0-9])?$')",
+                "must be a host name or an address, without a scheme and without a port",
+            ),
             min_length=1,
             max_length=253,
         ),
@@ -420,10 +435,39 @@ class Toleration(Group, frozen=True):
         field("How long a `NoExecute` taint is put up with; for ever where unset."),
     ] = None
 
+    rules: ClassVar = (
+        Rule(
+            "!has(self.value) || !has(self.operator) || self.operator != 'Exists'",
+            "value is compared by the operator Equal only: remove it, or set operator to Equal",
+            field_path=".value",
+        ),
+        Rule(
+            "has(self.key) || (has(self.operator) && self.operator == 'Exists')",
+            "without a key every taint is put up with, which the operator must say: set it to Exists",
+        ),
+        Rule(
+            "!has(self.tolerationSeconds) || (has(self.effect) && self.effect == 'NoExecute')",
+            "tolerationSeconds is for the effect NoExecute only: set effect to it, or remove the seconds",
+            field_path=".tolerationSeconds",
+        ),
+    )
+
 
 _RESERVED: Final = "self.all(key, !key.startsWith('tableforge.io/') && !key.startsWith('app.kubernetes.io/'))"
 _RESERVED_MESSAGE: Final = (
     "keys that start with tableforge.io/ or app.kubernetes.io/ are the operator's: remove them"
+)
+_KEYS: Final = Rule(
+    "self.all(key, !format.qualifiedName().validate(key).hasValue())",
+    "keys must be letters, digits, dashes, dots and underscores, with a domain and a slash in front at most",
+)
+_LABELS: Final = (
+    _KEYS,
+    Rule(
+        "self.all(key, !format.labelValue().validate(self[key]).hasValue())",
+        "values must be at most 63 letters, digits, dashes, dots and underscores, and start and end with a "
+        "letter or digit",
+    ),
 )
 
 
@@ -435,7 +479,7 @@ class Pod(Group, frozen=True):
     )
     node_selector: Annotated[
         dict[str, _Text63],
-        field("Labels that a node must have.", max_length=32),
+        field("Labels that a node must have.", *_LABELS, max_length=32),
     ] = {}
     tolerations: Annotated[
         list[Toleration],
@@ -445,11 +489,11 @@ class Pod(Group, frozen=True):
     ] = []
     labels: Annotated[
         dict[str, _Text63],
-        field("Further labels of the pods.", Rule(_RESERVED, _RESERVED_MESSAGE), max_length=32),
+        field("Further labels of the pods.", Rule(_RESERVED, _RESERVED_MESSAGE), *_LABELS, max_length=32),
     ] = {}
     annotations: Annotated[
         dict[str, _Text4096],
-        field("Further annotations of the pods.", Rule(_RESERVED, _RESERVED_MESSAGE), max_length=32),
+        field("Further annotations of the pods.", Rule(_RESERVED, _RESERVED_MESSAGE), _KEYS, max_length=32),
     ] = {}
 
 
@@ -468,6 +512,7 @@ class Service(Group, frozen=True):
         field(
             "Annotations of the Service, such as a cloud's settings for its load balancer.",
             Rule(_RESERVED, _RESERVED_MESSAGE),
+            _KEYS,
             max_length=32,
         ),
     ] = {}

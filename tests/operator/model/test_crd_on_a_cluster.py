@@ -134,6 +134,42 @@ REFUSED = [
         "remove them",
         id="reserved annotation",
     ),
+    pytest.param(
+        cr({"auth": {"jwtSecretRef": {"name": "Tables_JWT"}}}),
+        'spec.auth.jwtSecretRef.name: Invalid value: "Tables_JWT": must be a name of lower-case',
+        id="Secret name",
+    ),
+    pytest.param(
+        cr({"auth": {"jwtSecretRef": {"name": "jwt", "key": "a/b"}}}),
+        "must be a key of the Secret",
+        id="Secret key",
+    ),
+    pytest.param(
+        cr({"redis": {"external": {"host": "redis://r"}}}), "without a scheme", id="host with a scheme"
+    ),
+    pytest.param(
+        cr(managed(storage={"storageClassName": "Fast SSD"})), "must be a name of", id="storage class"
+    ),
+    pytest.param(cr({"pod": {"labels": {"a b": "c"}}}), "keys must be letters", id="label key"),
+    pytest.param(cr({"pod": {"labels": {"a": "b c"}}}), "values must be at most", id="label value"),
+    pytest.param(cr({"pod": {"nodeSelector": {"a": "-"}}}), "values must be at most", id="node selector"),
+    pytest.param(cr({"pod": {"annotations": {"a/b/c": ""}}}), "keys must be letters", id="annotation"),
+    pytest.param(
+        cr({"service": {"annotations": {"a/b/c": ""}}}), "keys must be letters", id="Service's annotation"
+    ),
+    pytest.param(
+        cr({"pod": {"tolerations": [{"key": "a", "operator": "Exists", "value": "b"}]}}),
+        "set operator to Equal",
+        id="toleration that compares nothing",
+    ),
+    pytest.param(
+        cr({"pod": {"tolerations": [{"effect": "NoSchedule"}]}}), "set it to Exists", id="toleration of all"
+    ),
+    pytest.param(
+        cr({"pod": {"tolerations": [{"key": "a", "effect": "NoSchedule", "tolerationSeconds": 9}]}}),
+        "for the effect NoExecute only",
+        id="toleration with seconds",
+    ),
 ]
 
 
@@ -207,8 +243,12 @@ def test_a_generous_spec_is_taken(shared_kubectl):
         "pod": {
             "resources": {"requests": {"cpu": 1, "memory": "1Gi"}, "limits": {"memory": "1.5Gi"}},
             "nodeSelector": {"pool": "sockets"},
-            "tolerations": [{"key": "sockets", "operator": "Exists", "effect": "NoSchedule"}],
-            "labels": {"team": "tables"},
+            "tolerations": [
+                {"key": "sockets", "operator": "Exists", "effect": "NoSchedule"},
+                {"key": "spot", "value": "yes", "effect": "NoExecute", "tolerationSeconds": 30},
+                {"operator": "Exists"},
+            ],
+            "labels": {"team": "tables", "example.com/Tier_1": "a.b-C", "empty": ""},
             "annotations": {"example.com/note": "x" * 1000},
         },
         "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
