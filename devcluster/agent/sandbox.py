@@ -9,6 +9,7 @@ import dataclasses
 import json
 import os
 import signal
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -123,61 +124,55 @@ async def start_inside(
 
 
 async def _launch(mode: str, request: dict[str, Any]) -> SandboxProcess:
+    # A socket, because a transport of uvloop closes a pipe's descriptor twice: the second time, it may have
+    # become another thread's.
     try:
-        guardian, status_read = await _spawn(mode, request)
+        near, far = socket.socketpair()
+        with near:
+            with far:
+                guardian = await _spawn(mode, request, far.fileno())
+            try:
+                return await _started(guardian, near)
+            except BaseException:
+                if guardian.returncode is None:
+                    guardian.kill()
+                raise
     except OSError as error:
         # This machine has no descriptor, process or memory left: a reason to wait, not to end the node.
         raise SandboxError(f"cannot start a process: {error.strerror or error}") from error
-    try:
-        return await _started(guardian, status_read)
-    except BaseException:
-        if guardian.returncode is None:
-            guardian.kill()
-        raise
 
 
-async def _spawn(mode: str, request: dict[str, Any]) -> tuple[asyncio.subprocess.Process, int]:
-    """The guardian and the descriptor on which it reports. Raises OSError."""
-    status_read, status_write = os.pipe()
+async def _spawn(mode: str, request: dict[str, Any], status_fd: int) -> asyncio.subprocess.Process:
+    """The guardian, which reports on a descriptor. Raises OSError."""
+    request_fd = os.memfd_create("sandbox-request")
     try:
-        request_fd = os.memfd_create("sandbox-request")
-        try:
-            with os.fdopen(os.dup(request_fd), "w", encoding="utf-8") as stream:
-                json.dump({**request, "agent_pid": os.getpid(), "status_fd": status_write}, stream)
-            os.lseek(request_fd, 0, os.SEEK_SET)
-            guardian = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-I",
-                "-S",
-                str(SCRIPT),
-                mode,
-                str(request_fd),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                pass_fds=(request_fd, status_write),
-                start_new_session=True,
-            )
-        finally:
-            os.close(request_fd)
-    except BaseException:
-        os.close(status_read)
-        raise
+        with os.fdopen(os.dup(request_fd), "w", encoding="utf-8") as stream:
+            json.dump({**request, "agent_pid": os.getpid(), "status_fd": status_fd}, stream)
+        os.lseek(request_fd, 0, os.SEEK_SET)
+        return await asyncio.create_subprocess_exec(
+            sys.executable,
+            "-I",
+            "-S",
+            str(SCRIPT),
+            mode,
+            str(request_fd),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            pass_fds=(request_fd, status_fd),
+            start_new_session=True,
+        )
     finally:
-        os.close(status_write)
-    return guardian, status_read
+        os.close(request_fd)
 
 
-async def _started(guardian: asyncio.subprocess.Process, status_read: int) -> SandboxProcess:
-    """Wait until the program runs (the status pipe closes) or something says that it does not."""
-    reader = asyncio.StreamReader()
-    transport, _ = await asyncio.get_running_loop().connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(status_read, "rb", buffering=0)
-    )
-    try:
-        reports = [json.loads(line) for line in (await reader.read()).splitlines()]
-    finally:
-        transport.close()
+async def _started(guardian: asyncio.subprocess.Process, status: socket.socket) -> SandboxProcess:
+    """Wait until the program runs (its end of the socket closes) or something says that it does not."""
+    status.setblocking(False)
+    text = b""
+    while data := await asyncio.get_running_loop().sock_recv(status, 65536):
+        text += data
+    reports = [json.loads(line) for line in text.splitlines()]
     for report in reports:
         if "error" in report:
             await guardian.wait()

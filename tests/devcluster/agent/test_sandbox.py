@@ -1,6 +1,7 @@
 """Processes in namespaces of their own, without any cluster."""
 
 import asyncio
+import gc
 import os
 import resource
 import signal
@@ -71,6 +72,30 @@ async def test_a_process_that_cannot_be_started_for_want_of_descriptors_leaves_n
             resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
         assert len(os.listdir("/proc/self/fd")) == used
     assert await boxes.output("echo here") == ["here"]
+
+
+def test_a_start_that_is_called_off_closes_no_descriptor_of_others(
+    tmp_path: Path,
+) -> None:
+    async def call_off() -> None:
+        boxes = Sandboxes(tmp_path)
+        box = await boxes.start("exec sleep 1000")
+        for step in range(30):
+            start = asyncio.create_task(sandbox.start_inside(box, ["true"], {"PATH": PATH}, "/"))
+            for _ in range(step):
+                await asyncio.sleep(0)
+            start.cancel()
+            outcome = await asyncio.gather(start, return_exceptions=True)
+            taken = [os.open(os.devnull, os.O_RDONLY) for _ in range(20)]
+            del start, outcome
+            gc.collect()
+            for descriptor in taken:
+                os.close(descriptor)  # An OSError where somebody else has done so.
+        await boxes.end()
+
+    # With the loop that the agent has: it closes what it is given in its own ways.
+    with asyncio.Runner(loop_factory=pytest.importorskip("uvloop").new_event_loop) as runner:
+        runner.run(call_off())
 
 
 async def test_this_machine_permits_sandboxes(tmp_path: Path) -> None:
