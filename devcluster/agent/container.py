@@ -122,6 +122,7 @@ class Container:
         self._kill_timer: asyncio.TimerHandle | None = None
         self._probe_tasks: list[asyncio.Task[None]] = []
         self._ending_task: asyncio.Task[None] | None = None
+        self._bug: BaseException | None = None
 
     def _resume(self, previous: Object) -> None:
         state = previous.get("state") or {}
@@ -226,11 +227,15 @@ class Container:
             asyncio.create_task(pump(process.stderr, "stderr", log, time.time_ns)),
         ]
         life = asyncio.create_task(self._after_start())
+        for helper in (*pumps, life):
+            helper.add_done_callback(self._helper_ended)
         try:
             if self._stopping:
                 process.kill()
             code = await process.wait()
             await asyncio.wait(pumps, timeout=LOG_DRAIN_SECONDS)
+            if self._bug is not None:
+                raise self._bug
             return code
         finally:
             process.kill()
@@ -246,6 +251,12 @@ class Container:
                 self._ending_task = None
             self._ending = False
             log.close()
+
+    def _helper_ended(self, task: "asyncio.Task[None]") -> None:
+        """A helper that fails by a bug must be heard of: a probe would look no more, a log would end."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self._bug = error
+            self.kill_now()
 
     def _ended(
         self,
@@ -300,7 +311,8 @@ class Container:
         while not self._stopping and (left := deadline - loop.time()) > 0:
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._wake.wait(), left)
+                async with asyncio.timeout(left):
+                    await self._wake.wait()
                 if until_nudged:
                     return
 
@@ -451,7 +463,9 @@ class Container:
             on_failure=lambda message: self._event("Warning", "Unhealthy", f"{kind} probe failed: {message}"),
             on_verdict=on_verdict,
         )
-        self._probe_tasks.append(asyncio.create_task(loop))
+        task = asyncio.create_task(loop)
+        task.add_done_callback(self._helper_ended)
+        self._probe_tasks.append(task)
 
     def _startup_verdict(self, success: bool) -> None:
         if success and not self.view.started:
@@ -477,6 +491,7 @@ class Container:
 
     def _end_in_background(self, grace_seconds: float, message: str) -> None:
         self._ending_task = asyncio.create_task(self._end_process(grace_seconds, message))
+        self._ending_task.add_done_callback(self._helper_ended)
 
     def _target(self) -> probes.Target:
         process, prepared = self._process, self._prepared

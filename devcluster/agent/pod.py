@@ -251,7 +251,8 @@ class PodRunner:
             else:
                 return True
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), delay)
+                async with asyncio.timeout(delay):
+                    await self._stale.wait()
             delay = min(delay * 2, MOUNT_RETRY_LIMIT_SECONDS)
         return False
 
@@ -383,7 +384,8 @@ class PodRunner:
         await self._mounted.wait()
         while not self._stopping:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stale.wait(), REFRESH_SECONDS)
+                async with asyncio.timeout(REFRESH_SECONDS):
+                    await self._stale.wait()
             self._stale.clear()
             try:
                 await self._volumes.refresh(self._pod)

@@ -1,7 +1,6 @@
 """Probes and lifecycle hooks: one look at a container, and the loops that look again and again."""
 
 import asyncio
-import contextlib
 import dataclasses
 import os
 import ssl
@@ -15,6 +14,7 @@ from devcluster.agent.api import Object
 from devcluster.agent.sandbox import SandboxError, SandboxProcess
 
 OUTPUT_LIMIT = 10 * 1024
+EXEC_START_SECONDS = 15.0
 
 Kind = Literal["Startup", "Liveness", "Readiness"]
 
@@ -66,13 +66,13 @@ def http_session() -> aiohttp.ClientSession:
 async def look(handler: Object, target: Target, timeout_seconds: float) -> Outcome:
     """Do what a probe's or hook's handler says, once."""
     try:
+        if (one := handler.get("exec")) is not None:
+            return await _exec(one.get("command") or [], target, timeout_seconds)
         async with asyncio.timeout(timeout_seconds):
             if (one := handler.get("httpGet")) is not None:
                 return await _http(one, target)
             if (one := handler.get("tcpSocket")) is not None:
                 return await _tcp(one, target)
-            if (one := handler.get("exec")) is not None:
-                return await _exec(one.get("command") or [], target)
             if (one := handler.get("sleep")) is not None:
                 await asyncio.sleep(one.get("seconds", 0))
                 return Outcome(success=True)
@@ -121,14 +121,19 @@ def _refusal(error: OSError) -> str:
     return os.strerror(error.errno).lower() if error.errno else str(error)
 
 
-async def _exec(command: list[str], target: Target) -> Outcome:
+async def _exec(command: list[str], target: Target, timeout_seconds: float) -> Outcome:
     try:
-        process = await target.run(command)
+        # On a busy machine this alone may take longer than a probe's usual second: no news of the pod.
+        async with asyncio.timeout(EXEC_START_SECONDS):
+            process = await target.run(command)
     except SandboxError as error:
         return Outcome(success=False, message=str(error))
+    except TimeoutError:
+        return Outcome(success=False, message=f"could not be started within {EXEC_START_SECONDS:g}s")
     try:
-        output, errors = await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
-        code = await process.wait()
+        async with asyncio.timeout(timeout_seconds):
+            output, errors = await asyncio.gather(_bounded(process.stdout), _bounded(process.stderr))
+            code = await process.wait()
     finally:
         process.kill()
     text = (output + errors).decode(errors="replace").strip()
@@ -210,9 +215,7 @@ async def probe_until_cancelled(
 
 
 async def stop(*tasks: asyncio.Task[None]) -> None:
-    """Cancel loops and wait until they have ended."""
+    """Cancel loops and wait until they have ended; one that failed has told so already."""
     for task in tasks:
         task.cancel()
-    for task in tasks:
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -259,7 +259,8 @@ class ServiceProxy:
             while True:
                 await self._follow()
                 try:
-                    await asyncio.wait_for(self._changed.wait(), RETRY_SECONDS if self._refused else None)
+                    async with asyncio.timeout(RETRY_SECONDS if self._refused else None):
+                        await self._changed.wait()
                 except TimeoutError:
                     continue
                 await asyncio.sleep(SETTLE_SECONDS)

@@ -86,7 +86,8 @@ class Scheduler:
                         journal.warning("pod_not_bound", pod=pod["metadata"]["name"], error=str(error))
                         waiting = True
             try:
-                await asyncio.wait_for(self._work.wait(), RETRY_SECONDS if waiting else None)
+                async with asyncio.timeout(RETRY_SECONDS if waiting else None):
+                    await self._work.wait()
             except TimeoutError:
                 continue
 
