@@ -31,7 +31,8 @@ CALL_TIMEOUT_SECONDS: Final = 10.0
 WATCH_SECONDS: Final = 300
 """How long the API server keeps a watch open; it is then taken up again where it ended."""
 WATCH_IDLE_SECONDS: Final = 90.0
-"""Bookmarks come about once a minute: a watch that says nothing for longer is on a dead connection."""
+"""Bookmarks come about once a minute, but none where nothing of the kind has changed since the list: a watch
+that says nothing for longer is on a dead connection, or there is nothing to say. It is taken up again."""
 LINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """The longest watch event read; etcd refuses objects above 1.5 MB."""
 
@@ -231,7 +232,7 @@ class Kube:
         resource_version: str,
         label_selector: str = "",
     ) -> AsyncIterator[WatchEvent]:
-        """What changes after `resource_version`, until the API server ends the watch.
+        """What changes after `resource_version`, until the API server ends the watch or is silent for long.
 
         Raises GoneError where the version is too old, UnreachableError where the connection breaks.
         """
@@ -252,6 +253,8 @@ class Kube:
                 raise _error(response, await _body(response))
             async for line in _lines(response):
                 yield _watch_event(line)
+        except aiohttp.SocketTimeoutError:
+            return
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise UnreachableError(f"the watch of {resource.plural} broke: {_describe(error)}") from error
         finally:

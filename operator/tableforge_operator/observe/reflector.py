@@ -22,6 +22,8 @@ LABEL_SELECTOR: Final = "app.kubernetes.io/managed-by=tableforge-operator"
 RESYNC_SECONDS: Final = 600.0
 """How often everything is listed anew, give or take a fifth: a watch that loses events shows nowhere."""
 BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+STEADY_SECONDS: Final = 30.0
+"""What was followed for longer and then breaks has failed for the first time."""
 FIRST_LIST_SECONDS: Final = 30.0
 """How long the start waits for the first list of a kind before it counts as one that cannot be watched."""
 
@@ -57,7 +59,9 @@ class Reflector:
 
     async def _supervise(self, source: "_Source") -> None:
         failures = 0
+        loop = asyncio.get_running_loop()
         while True:
+            started = loop.time()
             try:
                 await self._follow(source)
                 failures = 0
@@ -68,6 +72,10 @@ class Reflector:
                 # What is in the store stays: it was true a moment ago, and every write looks first.
                 log.warning("watch failed", extra={"resource": str(source), "error": error.message})
                 metrics.WATCH_UP.labels(source.resource.plural, source.namespace or "").set(0)
+                if loop.time() - started > STEADY_SECONDS:
+                    failures = (
+                        0  # a balancer that cuts every long connection is no reason to look away longer
+                    )
                 failures += 1
             except Exception:
                 log.exception("watch crashed", extra={"resource": str(source)})

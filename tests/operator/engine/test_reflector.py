@@ -10,6 +10,7 @@ import pytest
 from aiohttp import web
 from kubernetes.aio import client as k8s
 
+from tableforge_operator import kube as kube_module
 from tableforge_operator.kube import (
     ForbiddenError,
     GoneError,
@@ -39,7 +40,8 @@ class Server:
         """What a list of a kind is answered with instead."""
         self.lists: dict[str, int] = {"services": 0, "configmaps": 0}
         self._watches: list[asyncio.Queue[dict[str, Any] | None]] = []
-        self._watching = asyncio.Event()
+        self.watched = asyncio.Event()
+        """Set while a watch of Services is open."""
 
     async def answer(self, request: web.Request) -> web.StreamResponse:
         kind = request.path.rsplit("/", 1)[-1]
@@ -59,19 +61,28 @@ class Server:
         queue: asyncio.Queue[dict[str, Any] | None] = asyncio.Queue()
         if request.path.endswith("services"):
             self._watches.append(queue)
-            self._watching.set()
+            self.watched.set()
         with contextlib.suppress(ConnectionError):
             while (event := await queue.get()) is not None:
+                if event["type"] == "BREAK":
+                    assert request.transport is not None
+                    request.transport.abort()
+                    break
                 await response.write(json.dumps(event).encode() + b"\n")
         return response
+
+    @property
+    def watches(self) -> int:
+        """How many watches of Services there have been."""
+        return len(self._watches)
 
     async def tell(self, kind: str, obj: dict[str, Any] | None) -> None:
         """Send an event to the watch of Services that is open; None ends it."""
         async with asyncio.timeout(5):
-            await self._watching.wait()
+            await self.watched.wait()
         await self._watches[-1].put(None if obj is None else {"type": kind, "object": obj})
-        if obj is None or kind == "ERROR":
-            self._watching.clear()
+        if obj is None or kind in ("ERROR", "BREAK"):
+            self.watched.clear()
             if kind == "ERROR":
                 await self._watches[-1].put(None)
 
@@ -148,6 +159,36 @@ async def test_a_watch_that_ends_goes_on_without_a_list(reflected: tuple[Server,
     await server.tell("ADDED", child("b", 11))
     await seen.names("a", "b")
     assert server.lists["services"] == 1
+
+
+async def test_a_watch_with_nothing_to_say_is_taken_up_again_and_counts_as_no_failure(
+    reflected: tuple[Server, Reflected], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, seen = reflected
+    monkeypatch.setattr(kube_module, "WATCH_IDLE_SECONDS", 0.1)
+    await server.tell("", None)
+
+    async def taken_up() -> bool:
+        return server.watches >= 4
+
+    await until(taken_up, what="more watches")
+    assert server.lists["services"] == 1
+    monkeypatch.setattr(kube_module, "WATCH_IDLE_SECONDS", 60)
+    server.watched.clear()
+    await server.tell("ADDED", child("b", 11))
+    await seen.names("a", "b")
+
+
+async def test_a_watch_that_breaks_after_a_while_is_soon_taken_up_again_however_often(
+    reflected: tuple[Server, Reflected], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, seen = reflected
+    monkeypatch.setattr(reflecting, "STEADY_SECONDS", 0)
+    monkeypatch.setattr(reflecting, "BACKOFF_SECONDS", (0.01, 60, 60))
+    for number in range(3):
+        await server.tell("BREAK", {})
+        await server.tell("ADDED", child(f"b{number}", 11 + number))
+    await seen.names("a", "b0", "b1", "b2")
 
 
 async def test_a_version_too_old_makes_a_new_list_that_shows_what_went_meanwhile(
