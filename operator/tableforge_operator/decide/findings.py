@@ -48,20 +48,28 @@ def legible(text: str) -> str:
 
 def refused(snapshot: Snapshot, rendered: Mapping[ChildKey, str]) -> Iterator[Finding]:
     """What the API server did not take. `rendered` has each child's digest."""
-    for key in sorted(rendered):
-        refusal = snapshot.refusals.get(key)
-        if refusal is None or refusal.digest != rendered[key]:
-            continue
+    current = {
+        key: refusal
+        for key in sorted(rendered)
+        if (refusal := snapshot.refusals.get(key)) is not None and refusal.digest == rendered[key]
+    }
+    taken = [" ".join(key) for key, refusal in current.items() if refusal.reason == "NameConflict"]
+    for key, refusal in current.items():
+        message = refusal.message
+        # All at once: who has to find a name for one of them must do so for the others too.
+        if taken and taken[0] == " ".join(key) and len(taken) > 1:
+            message += f" The same goes for {', '.join(taken[1:])}."
         yield Finding(
             reason=refusal.reason,
-            message=refusal.message,
+            message=message,
             only_user=refusal.reason in ("NameConflict", "Rejected"),
         )
 
 
 def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Finding]:
     """A managed Redis whose pod isn't up."""
-    if cluster.managed_redis is None or _STATEFUL_SET in snapshot.blind:
+    redis = cluster.managed_redis
+    if redis is None or _STATEFUL_SET in snapshot.blind:
         return
     for workload in of_kind(snapshot, _STATEFUL_SET):
         wanted = workload["spec"].get("replicas", 1)
@@ -69,6 +77,13 @@ def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Fi
         if _observed(workload) and state.get("readyReplicas", 0) >= wanted:
             continue
         trouble = pod_trouble(pods_of(snapshot, names.REDIS)) or "its pod is starting"
+        if "PersistentVolumeClaim" in trouble:
+            storage = redis.storage.storage_class_name
+            trouble = (
+                f"{trouble.rstrip('.')}; its claim waits for "
+                f"{'the default StorageClass' if storage is None else f'StorageClass {storage}'} "
+                "(spec.redis.managed.storage.storageClassName) to give it a volume"
+            )
         yield Finding(
             reason="RedisStarting",
             message=_sentence(f"Waiting for the managed Redis ({workload['metadata']['name']}): {trouble}"),
@@ -91,7 +106,7 @@ def rollout(cluster: WebSocketCluster, snapshot: Snapshot, deployment: Object | 
     ready, updated = state.get("readyReplicas", 0), state.get("updatedReplicas", 0)
     total = state.get("replicas", 0)
     if not _observed(deployment):
-        yield Finding(reason="RollingOut", message="The Deployment controller has not seen the change yet.")
+        yield Finding(reason="RollingOut", message="A change is being rolled out.")
     elif updated < wanted or ready < wanted or total > wanted:
         wanting = waiting_for(cluster, snapshot)
         why = wanting or pod_trouble(pods_of(snapshot, names.DATAPLANE)) or _deployment_trouble(deployment)

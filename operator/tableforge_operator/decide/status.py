@@ -145,7 +145,13 @@ def events(before: list[Condition], after: list[Condition]) -> tuple[Event, ...]
     ready, was = new["Ready"], old.get("Ready")
     if ready.status == "True" and (was is None or was.status != "True"):
         found.append(Event(type="Normal", reason="Ready", message=ready.message))
-    elif ready.status != "True" and was is not None and was.status == "True" and "Stalled" not in new:
+    elif (
+        ready.status != "True"
+        and was is not None
+        and (was.status, was.observed_generation) == ("True", ready.observed_generation)
+        and "Stalled" not in new
+    ):
+        # With another generation it is no trouble but what the user has just asked for.
         found.append(Event(type="Warning", reason="NotReady", message=f"{ready.reason}: {ready.message}"))
     elif ready.status != "True" and "Stalled" not in new and _differs(was, ready):
         found.append(Event(type="Normal", reason=ready.reason, message=ready.message))

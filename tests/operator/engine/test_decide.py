@@ -77,6 +77,61 @@ def test_what_only_the_user_can_mend_is_stalled_at_once(reason: Any) -> None:
     assert [event.reason for event in found.events] == [reason]
 
 
+def test_all_names_that_are_taken_are_told_together() -> None:
+    snapshot = ready_cluster(now=at(0))
+    refusals = {
+        key: Refusal(
+            reason="NameConflict",
+            message=f"{key[0]} {key[1]} exists already.",
+            digest=snapshot.applied[key].digest,
+            attempts=1,
+            retry_at=at(30).monotonic,
+        )
+        for key in (("Service", "tables"), ("Deployment", "tables-a"), ("ConfigMap", "tables-config"))
+    }
+    found = conditions(plan(dataclasses.replace(snapshot, refusals=refusals), 1))
+    assert found["Stalled"]["message"] == (
+        "ConfigMap tables-config exists already. The same goes for Deployment tables-a, Service tables."
+    )
+
+
+def test_a_change_that_was_asked_for_is_no_warning() -> None:
+    ready = ready_cluster(now=at(0))
+    (lost,) = plan(with_workloads(ready, ready=2), 1).events
+    assert (lost.type, lost.reason) == ("Warning", "NotReady")
+    metadata = {**ready.cluster["metadata"], "generation": 2}
+    scaled = {**ready.cluster, "metadata": metadata, "spec": {**ready.cluster["spec"], "replicas": 4}}
+    under_way = dataclasses.replace(ready, cluster=scaled)
+    under_way = done(under_way, plan(under_way, 1), now=at(1))
+    (told,) = plan(with_workloads(under_way), 1).events
+    assert (told.type, told.reason) == ("Normal", "RollingOut")
+
+
+def test_a_claim_without_a_volume_names_the_field_of_its_class() -> None:
+    spec = {"redis": {"managed": {"storage": {"storageClassName": "fast"}}}}
+    snapshot = settled(Snapshot(cluster=cluster(**spec)), now=at(0))
+    unscheduled = {
+        "type": "PodScheduled",
+        "status": "False",
+        "message": "0/1 nodes are available: pod has unbound immediate PersistentVolumeClaims.",
+    }
+    pod = {
+        "kind": "Pod",
+        "metadata": {
+            "name": "tables-redis-0",
+            "namespace": "ns",
+            "labels": {"app.kubernetes.io/component": "redis"},
+        },
+        "spec": {},
+        "status": {"conditions": [unscheduled]},
+    }
+    message = conditions(plan(dataclasses.replace(snapshot, pods=(pod,)), 1))["Ready"]["message"]
+    assert message.endswith(
+        "unbound immediate PersistentVolumeClaims; its claim waits for StorageClass fast "
+        "(spec.redis.managed.storage.storageClassName) to give it a volume."
+    )
+
+
 def test_a_refused_child_is_tried_again_when_it_is_due_or_when_something_else_is_wanted() -> None:
     first = plan(Snapshot(cluster=cluster()))
     wanted = first.applies[0]
