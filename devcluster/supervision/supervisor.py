@@ -249,13 +249,14 @@ def kill_all(known: list[Component]) -> None:
     """Kill every descendant. As orphans become this process's children, the loop ends when there are none."""
     for component in known:
         component.kill()
-    while pids := children(os.getpid()):
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        for pid in pids:
-            with contextlib.suppress(ChildProcessError):
-                os.waitpid(pid, 0)
+    with contextlib.suppress(ChildProcessError):
+        while True:
+            for pid in children(os.getpid()):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            # Whichever ends first: the first process of a PID namespace ends only after those that entered
+            # it from outside, a probe's command for one, have been waited for.
+            os.waitpid(-1, 0)
 
 
 def _reap_orphans(supervisor: Supervisor) -> None:

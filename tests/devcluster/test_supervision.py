@@ -386,6 +386,32 @@ def test_down_leaves_a_cluster_alone_that_is_starting(own_register: Path, tmp_pa
     assert not (tmp_path / "kubeconfig").exists()
 
 
+CONTAINER_WITH_VISITOR = """
+import asyncio, os, sys
+from pathlib import Path
+from devcluster.agent import sandbox
+from devcluster.supervision.process import become_subreaper
+from devcluster.supervision.supervisor import kill_all
+
+async def start():
+    spec = sandbox.SandboxSpec(argv=["sleep", "600"], env={"PATH": os.defpath}, working_dir="/",
+                               hostname="box", root=Path(sys.argv[1]))
+    container = await sandbox.start(spec)
+    visitor = await sandbox.start_inside(container, ["sleep", "600"], {"PATH": os.defpath}, "/")
+    container.kill()
+    visitor.kill()
+
+become_subreaper()
+asyncio.run(start())
+kill_all([])
+"""
+
+
+def test_a_container_with_a_command_inside_can_be_killed_and_waited_for(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", CONTAINER_WITH_VISITOR, tmp_path / "root"]
+    assert subprocess.run(command, timeout=WAIT_SECONDS, check=False).returncode == 0
+
+
 def test_a_register_that_others_may_write_is_refused(own_register: Path) -> None:
     folder = own_register / f"devcluster-{os.getuid()}"
     folder.mkdir()

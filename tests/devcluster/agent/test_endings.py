@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from devcluster import Devcluster
+from devcluster.cluster import STOP_TIMEOUT_SECONDS
 from devcluster.errors import DevclusterError
 from tests.devcluster.agent.conftest import IMAGES
 from tests.devcluster.agent.workloads import deployment, event_messages, eventually, pod, shell, wait_ready
@@ -106,8 +107,10 @@ def own_cluster() -> Iterator[tuple[Devcluster, asyncio.Runner]]:
         try:
             yield cluster, runner
         finally:
+            started = time.monotonic()
             with contextlib.suppress(DevclusterError):  # its death is what the test is about
                 runner.run(cluster.stop())
+            assert time.monotonic() - started < STOP_TIMEOUT_SECONDS, "its supervisor did not end by itself"
 
 
 def agent_pid(cluster: Devcluster) -> int:
