@@ -100,24 +100,6 @@ async def test_two_clusters_run_side_by_side(own_register: Path, tmp_path: Path)
 
 
 @pytest.mark.cluster
-def test_nothing_survives_the_owners_kill(own_register: Path) -> None:
-    with subprocess.Popen(
-        [sys.executable, "-m", "devcluster", "run", "--no-agent"], stdout=subprocess.PIPE, text=True
-    ) as owner:
-        assert owner.stdout is not None
-        for line in owner.stdout:
-            if "export KUBECONFIG" in line:
-                break
-        pids = recorded(own_register)
-        assert set(pids) == {"supervisor", "etcd", "kube-apiserver", "kube-controller-manager"}
-        watched = Watched(list(pids.values()))
-        owner.kill()
-        assert watched.all_end()
-        watched.close()
-    assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
-
-
-@pytest.mark.cluster
 async def test_nothing_survives_the_supervisors_kill_and_the_next_start_clears(
     own_register: Path, tmp_path: Path
 ) -> None:
@@ -421,8 +403,8 @@ def test_a_register_that_others_may_write_is_refused(own_register: Path) -> None
 
 
 @pytest.mark.cluster
-@pytest.mark.parametrize("victim", ["owner", "supervisor", "agent"])
-def test_pods_do_not_survive(own_register: Path, tmp_path: Path, victim: str) -> None:
+@pytest.mark.parametrize("victim", ["owner", "supervisor"])
+def test_nothing_survives_a_kill(own_register: Path, tmp_path: Path, victim: str) -> None:
     images = tmp_path / "images.json"
     images.write_text(json.dumps({"busybox": {"command": ["/bin/sh"]}}))
     kubeconfig = tmp_path / "kubeconfig"
@@ -440,13 +422,17 @@ def test_pods_do_not_survive(own_register: Path, tmp_path: Path, victim: str) ->
         kubectl("run", "pod", "--image=busybox", "--", "-c", "setsid sleep 601 & sleep 602")
         kubectl("wait", "--for=condition=Ready", "pod/pod", "--timeout=30s")
         pids = recorded(own_register)
+        assert set(pids) == {"supervisor", "etcd", "kube-apiserver", "kube-controller-manager", "agent"}
         below = descendants(pids["supervisor"])
+        assert set(pids.values()) <= {pids["supervisor"], *below}
         commands = [Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ") for pid in below]
         assert any(b"sleep 601" in command for command in commands)
         watched = Watched([pids["supervisor"], *below])
         os.kill({"owner": owner.pid, **pids}[victim], signal.SIGKILL)
         assert watched.all_end()
         watched.close()
+    # The supervisor clears what is left, or the owner that it had.
+    assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
 
 
 def descendants(pid: int) -> list[int]:
