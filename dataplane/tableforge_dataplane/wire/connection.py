@@ -114,6 +114,8 @@ class Connection(ServerConnection):
             session.refuse_and_close(refusal.code, refusal.message, refusal.close_code, refusal.retry_after)
             return
         session.begin(self.identity, guest=self.guest)
+        # the handshake's response was written in this turn of the loop: both leave in one write
+        outlet.flush()
         self._look_for_border()
 
     def encode(self, event: SessionEvent) -> bytes:

@@ -410,6 +410,21 @@ async def test_without_a_key_file_nobody_gets_in_until_it_is_there(
     await peers(one, additional_headers={"Authorization": f"Bearer {token()}"})
 
 
+async def test_the_welcome_comes_in_one_write_with_the_handshakes_response(
+    redis_server: RedisServer, instances: Instances
+) -> None:
+    (one,) = await instances(redis_server)
+    reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+    writer.write(
+        b"GET /ws HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    first = await reader.read(65_536)
+    assert first.startswith(b"HTTP/1.1 101 ")
+    assert b'"type":"welcome"' in first
+    writer.close()
+
+
 async def test_an_unknown_subprotocol_alone_is_refused(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
