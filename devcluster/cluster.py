@@ -34,6 +34,7 @@ class Devcluster:
         data_dir: where its data goes; None is a temporary folder. What a given one holds afterwards is logs.
         agent: False starts the control plane alone: the whole API, but no pod ever runs.
         kubeconfig: where the admin's kubeconfig goes; None is in the data folder. It is removed at the stop.
+            A file that is no devcluster's is refused.
         node_name: the name of the only node.
         agent_arguments: more arguments for `python -m devcluster.agent`.
         on_step: called with each step of the start, for a person who waits.

@@ -11,6 +11,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
+
 from devcluster.network import Network
 
 from .certificates import Authority, KeyPair, signing_key, write_secret
@@ -91,6 +93,16 @@ def create(
             cluster.client("agent", common_name="devcluster-agent", organisation="system:masters"),
         ),
     )
+
+
+def server_of(kubeconfig: Path) -> str | None:
+    """The API server of a devcluster's kubeconfig; None for any other file, which is not ours to touch."""
+    try:
+        content = yaml.safe_load(kubeconfig.read_text(encoding="utf-8"))
+        [cluster] = content["clusters"]
+        return str(cluster["cluster"]["server"]) if cluster["name"] == CONTEXT else None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, LookupError, TypeError, ValueError):
+        return None
 
 
 def write_kubeconfig(path: Path, *, api_url: str, authority: Path, user: KeyPair) -> None:

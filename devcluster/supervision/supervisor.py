@@ -313,20 +313,28 @@ async def supervise(order: messages.Order) -> messages.Event:
             ending.listen_to_owner(order.owner_pid)
         except ProcessLookupError:
             return messages.Stopped()
+    kubeconfig = Path(order.kubeconfig) if order.kubeconfig else None
+    if kubeconfig is not None and kubeconfig.exists() and credentials.server_of(kubeconfig) is None:
+        raise DevclusterError(f"{kubeconfig} is not a devcluster's and would be lost; name another file.")
     with register(Path(order.data_dir) if order.data_dir else None) as place:
         _log_to(place.layout.logs / "supervisor.log")
         claim = claim_network()
         supervisor = Supervisor(order, place, claim.network)
         loop.add_signal_handler(signal.SIGCHLD, _reap_orphans, supervisor)
-        kubeconfig = Path(order.kubeconfig) if order.kubeconfig else None
         try:
             return await _run(supervisor, order, ending)
         finally:
             loop.remove_signal_handler(signal.SIGCHLD)
             await supervisor.close()
             if kubeconfig is not None:
-                kubeconfig.unlink(missing_ok=True)
+                _remove_own(kubeconfig, claim.network)
             claim.release()
+
+
+def _remove_own(kubeconfig: Path, network: Network) -> None:
+    """Remove it unless it has become another's meanwhile."""
+    if (credentials.server_of(kubeconfig) or "").startswith(f"https://{network.api_address}:"):
+        kubeconfig.unlink(missing_ok=True)
 
 
 async def _run(supervisor: Supervisor, order: messages.Order, ending: _Ending) -> messages.Event:

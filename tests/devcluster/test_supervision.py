@@ -156,18 +156,41 @@ async def test_a_cluster_that_is_cancelled_while_it_starts_leaves_nothing(own_re
     assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
 
 
-async def test_a_start_that_fails_says_why(
-    own_register: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def failing_programs(folder: Path) -> Path:
+    """A folder with programs that do not run."""
     for program in ("etcd", "kube-apiserver", "kube-controller-manager"):
-        script = tmp_path / "assets" / program
+        script = folder / "assets" / program
         script.parent.mkdir(exist_ok=True)
         script.write_text("#!/bin/sh\necho no space left on device >&2; exit 3\n")
         script.chmod(0o755)
-    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(tmp_path / "assets"))
+    return folder / "assets"
+
+
+async def test_a_start_that_fails_says_why(
+    own_register: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(failing_programs(tmp_path)))
     with pytest.raises(StartFailed, match=r"etcd ended with status 3(.|\n)*no space left on device"):
         await Devcluster(agent=False).start()
     assert [path.name for path in next(own_register.iterdir()).iterdir()] == [".lock"]
+
+
+async def test_a_kubeconfig_of_somebody_else_is_neither_overwritten_nor_removed(
+    own_register: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("KUBEBUILDER_ASSETS", str(failing_programs(tmp_path)))
+    kubeconfig = tmp_path / "config"
+    kubeconfig.write_text("clusters: [{name: production, cluster: {server: https://example.com}}]")
+    before = kubeconfig.read_text()
+    with pytest.raises(StartFailed, match="config is not a devcluster's and would be lost"):
+        await Devcluster(agent=False, kubeconfig=kubeconfig).start()
+    assert kubeconfig.read_text() == before
+
+    # One that a crash left, on the other hand, is no obstacle; and what a cluster wrote goes with it.
+    kubeconfig.write_text("clusters: [{name: devcluster, cluster: {server: 'https://127.250.128.1:6443'}}]")
+    with pytest.raises(StartFailed, match="etcd ended"):
+        await Devcluster(agent=False, kubeconfig=kubeconfig).start()
+    assert not kubeconfig.exists()
 
 
 async def test_a_start_outlasts_calls_that_fail_and_tells_the_last_one_when_it_gives_up(
