@@ -41,7 +41,7 @@ class Turn:
         self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """One write for each. (The write itself, 1.2 to 2 µs, is nearly all of what a delivery costs.)"""
+        """One write for each: nearly all of what a delivery costs (`benchmarks/rooms.py`)."""
         dirty, self.dirty = self.dirty, []
         for outlet in dirty:
             frames = outlet.frames
