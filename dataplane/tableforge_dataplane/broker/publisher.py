@@ -67,7 +67,7 @@ class PublicationOwner(Protocol):
 
 
 class Publication(msgspec.Struct, kw_only=True, eq=False):
-    """One message on its way into a room's log. (A struct because it is made once a message; owners extend it.)"""
+    """One message on its way into a room's log. (A struct: they are made fast. Owners extend it.)"""
 
     head: bytes
     """`Publisher.head` of its room."""

@@ -44,7 +44,10 @@ class CommandRate:
         self._struck = False
 
     def take(self, now: float) -> float | None:
-        """Count one command (0.2 µs: `benchmarks/steps.py`). None where it may be carried out, else in how many seconds one may."""
+        """Count one command (0.2 µs: `benchmarks/steps.py`).
+
+        None where it may be carried out, else in how many seconds one may.
+        """
         if now >= self._second_ends:
             self._begin_second(now)
         self._in_second += 1
