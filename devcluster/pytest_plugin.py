@@ -38,7 +38,8 @@ def _needs_cluster(item: pytest.Item) -> bool:
     return bool(CLUSTER_FIXTURES & fixtures) or item.get_closest_marker("cluster") is not None
 
 
-def _running(cluster: Devcluster) -> Iterator[Devcluster]:
+def running(cluster: Devcluster) -> Iterator[Devcluster]:
+    """A cluster for as long as the generator lives, for a fixture of one's own."""
     # A loop of its own, not one of a test: the cluster outlives every test, watched by its own supervisor.
     with asyncio.Runner() as runner:
         runner.run(cluster.start())
@@ -58,10 +59,10 @@ def devcluster_images() -> Mapping[str, Any] | Path:
 @pytest.fixture(scope="session")
 def control_plane() -> Iterator[Devcluster]:
     """API server, etcd and controller manager: no pod ever runs."""
-    yield from _running(Devcluster(agent=False))
+    yield from running(Devcluster(agent=False))
 
 
 @pytest.fixture(scope="session")
 def devcluster(devcluster_images: Mapping[str, Any] | Path) -> Iterator[Devcluster]:
     """A whole cluster with a node that runs pods."""
-    yield from _running(Devcluster(images=devcluster_images))
+    yield from running(Devcluster(images=devcluster_images))

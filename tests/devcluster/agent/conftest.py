@@ -1,6 +1,5 @@
 """A cluster for the agent's tests: ordinary images, a short back-off, a namespace for each test."""
 
-import asyncio
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +9,7 @@ from uuid import uuid4
 import pytest
 
 from devcluster import Devcluster
+from devcluster.pytest_plugin import running
 from tests.support.kubectl import Kubectl
 
 IMAGES: dict[str, Any] = {
@@ -19,23 +19,10 @@ IMAGES: dict[str, Any] = {
 BACKOFF_SECONDS = 2
 
 
-def running(**options: Any) -> Iterator[Devcluster]:
-    """A cluster for as long as the generator lives."""
-    with asyncio.Runner() as runner:
-        cluster = Devcluster(
-            images=IMAGES, agent_arguments=[f"--backoff-initial={BACKOFF_SECONDS}"], **options
-        )
-        runner.run(cluster.start())
-        try:
-            yield cluster
-        finally:
-            runner.run(cluster.stop())
-
-
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Devcluster]:
     """A cluster with a node that the tests of this folder share."""
-    yield from running()
+    yield from running(Devcluster(images=IMAGES, agent_arguments=[f"--backoff-initial={BACKOFF_SECONDS}"]))
 
 
 @pytest.fixture
