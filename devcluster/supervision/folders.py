@@ -224,14 +224,13 @@ def _clear_leftovers(root: Path) -> None:
     for folder in root.iterdir():
         if not folder.is_dir():
             continue
-        with _locked(folder / "lock", wait=False) as dead:
-            if not dead:
-                continue
-            try:
-                _clear(folder)
-            except (DevclusterError, OSError) as error:
-                # It is in nobody's way: each cluster has a folder and a network of its own.
-                log.warning("what a dead devcluster left in %s cannot be cleared: %s", folder, error)
+        try:
+            with _locked(folder / "lock", wait=False) as dead:
+                if dead:
+                    _clear(folder)
+        except (DevclusterError, OSError) as error:
+            # It is in nobody's way: each cluster has a folder and a network of its own.
+            log.warning("what a dead devcluster left in %s cannot be cleared: %s", folder, error)
 
 
 def _clear(folder: Path) -> None:
