@@ -1,7 +1,7 @@
 """The per-user register of clusters, and what is done about those whose end nobody saw.
 
 Each living cluster has a folder in `<temporary folder>/devcluster-<uid>/` with a record and a file that its
-supervisor holds locked. A record without a lock is a leftover.
+supervisor holds locked. Where neither the lock is held nor the supervisor lives, it is a leftover.
 """
 
 from __future__ import annotations
