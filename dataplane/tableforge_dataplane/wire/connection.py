@@ -6,9 +6,10 @@ with the same result and the same close codes.
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final, Protocol
 
+import msgspec
 from websockets.asyncio.server import Server as WebsocketServer
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode, Frame, Opcode
@@ -35,7 +36,7 @@ _AT_FRAME_BORDER: Final = StreamReader.at_eof.__code__
 class Decoder(Protocol):
     """A dialect's way in."""
 
-    def decode(self, frame: bytes) -> Command | Refused | list[Command | Refused]: ...
+    def decode(self, frame: bytes) -> Command | Refused | Iterator[Command | Refused]: ...
 
 
 class Refusal:
@@ -265,13 +266,13 @@ class Connection(ServerConnection):
                 self.fail(CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}")
                 return False
         command = self._decode(payload)
-        if isinstance(command, list):
+        if isinstance(command, msgspec.Struct):
+            session.handle(command)
+        else:
             for each in command:
                 session.handle(each)
                 if session.closed:
                     break
-        else:
-            session.handle(command)
         return not session.closed
 
     # What goes out

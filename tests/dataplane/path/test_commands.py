@@ -8,6 +8,8 @@ import pytest
 from websockets.exceptions import InvalidStatus
 
 from tableforge_dataplane.contract.settings import Secret
+from tableforge_dataplane.protocol import native
+from tableforge_dataplane.protocol.commands import Refused
 from tableforge_dataplane.security.tokens import mint
 from tests.dataplane.path.instances import Instances, Peers, until
 from tests.support.redis import RedisServer
@@ -220,6 +222,25 @@ async def test_too_many_frames_without_a_meaning_end_the_connection(
     for _ in range(21):
         await ada.socket.send("nonsense")
     assert await ada.closed() == 4400
+
+
+async def test_an_array_costs_nothing_more_once_the_connection_is_closed(
+    redis_server: RedisServer, instances: Instances, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_at = 0
+    original = native._diagnose
+
+    def counted(frame: bytes) -> Refused:
+        nonlocal looked_at
+        looked_at += 1
+        return original(frame)
+
+    monkeypatch.setattr(native, "_diagnose", counted)
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    await ada.socket.send(json.dumps([{"type": "nonsense"}] * 90))
+    assert await ada.closed() == 4400
+    assert looked_at <= 25
 
 
 @pytest.mark.parametrize(
