@@ -38,6 +38,9 @@ MOVED_BY: Final = 0.05
 
 LONGEST_RETRY_SECONDS: Final = 5.0
 
+RECORDS_KEPT_SECONDS: Final = 86_400
+"""After this long without any instance nothing of the cluster is left in a Redis that others use too."""
+
 FLEET_REUSED_SECONDS: Final = 1.0
 """For this long one reading of the fleet answers everybody who asks."""
 
@@ -297,7 +300,7 @@ class Registry:
             written = await self._run(
                 "record",
                 keys=[self._keys.records, self._keys.lease(instance)],
-                args=[instance, self._this.boot, msgspec.json.encode(fields)],
+                args=[instance, self._this.boot, msgspec.json.encode(fields), RECORDS_KEPT_SECONDS * 1000],
             )
             if written:
                 await self._write_rooms([room for room, _ in rooms])

@@ -115,6 +115,18 @@ async def test_a_lease_holds_the_boot_id_and_lives_for_the_failover_timeout(
         assert min(lifetimes) > 200
 
 
+async def test_everything_an_instance_writes_has_a_lifetime(
+    redis_server: RedisServer, client: "redis.asyncio.Redis"
+) -> None:
+    async with running(settings_for(redis_server), "one") as [one]:
+        one.rooms.append(("a", 1))
+        one.registry.changed()
+        await until(lambda: client.exists(KEYS.records))
+        await until(lambda: client.exists(KEYS.rooms("one")))
+        async for key in client.scan_iter():
+            assert await client.pttl(key) > 0, key
+
+
 async def test_the_record_says_what_the_instance_has_at_redis_time(
     redis_server: RedisServer, client: "redis.asyncio.Redis"
 ) -> None:
