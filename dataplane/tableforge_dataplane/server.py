@@ -272,8 +272,10 @@ class Server:
         if not self._connections:
             self._empty.set()
         self.metrics.connections -= 1
-        if connection.refusal is not None:
-            self._admission.told -= 1
+
+    def told(self, connection: Connection) -> None:  # noqa: ARG002
+        """From a connection."""
+        self._admission.told -= 1
 
 
 def _is_closed(connection: Connection) -> bool:

@@ -79,6 +79,9 @@ class Host(Protocol):
     def lost(self, connection: "Connection") -> None:
         """The connection is gone; called once, for those that were opened."""
 
+    def told(self, connection: "Connection") -> None:
+        """A connection with a refusal is gone; called once, for those too that never opened."""
+
 
 class Connection(ServerConnection):
     """A `Voice` for its session and a `Socket` for its outlet."""
@@ -174,6 +177,8 @@ class Connection(ServerConnection):
         if self.session is not None:
             self.session.end()
             self._host.lost(self)
+        if self.refusal is not None:
+            self._host.told(self)
 
     def eof_received(self) -> None:
         """From the event loop: the client's side is closed, in whatever way."""

@@ -417,6 +417,24 @@ async def test_a_full_instance_refuses_with_503_and_tells_browsers_with_1013(
     await peers(one)
 
 
+async def test_a_refused_browser_that_never_finishes_its_handshake_is_not_counted_for_ever(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, **AUTH)
+    for _ in range(60):
+        reader, writer = await asyncio.open_connection("127.0.0.1", one.port)
+        writer.write(
+            b"GET /ws HTTP/1.1\r\nHost: test\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Origin: http://test\r\nAuthorization: Bearer nonsense\r\nSec-WebSocket-Version: 13\r\n\r\n"
+        )
+        assert (await reader.read()).startswith(b"HTTP/1.1 4")
+        writer.close()
+    browser = await peers(
+        one, welcome=False, origin="http://test", additional_headers={"Authorization": "Bearer nonsense"}
+    )
+    assert await browser.closed() == 4401
+
+
 async def test_without_a_key_file_nobody_gets_in_until_it_is_there(
     redis_server: RedisServer, instances: Instances, peers: Peers, tmp_path: Any
 ) -> None:
