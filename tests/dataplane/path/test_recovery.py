@@ -362,6 +362,27 @@ async def test_a_redis_set_back_in_time_hands_numbers_out_again_and_members_hear
     assert [message["pos"] for message in await dora.messages(7)] == again
 
 
+async def test_a_fork_further_back_than_the_ring_is_a_reset_and_then_the_whole_log(
+    redis_server: RedisServer, instances: Instances, peers: Peers, tmp_path: Any
+) -> None:
+    (one,) = await instances(redis_server, **FAST)
+    ada = await peers(one)
+    beginning = (await ada.join("lobby"))["pos"]
+    shared = await fill(ada, "lobby", 3, data="x" * 20_000)
+    data = redis_server.directory / "data"
+    await asyncio.to_thread(shutil.copytree, data, tmp_path / "then")
+    await fill(ada, "lobby", 5, data="x" * 20_000)  # the ring keeps no more than the last of them
+    await redis_server.kill9()
+    await asyncio.to_thread(shutil.rmtree, data)
+    await asyncio.to_thread(shutil.copytree, tmp_path / "then", data)
+    await redis_server.start()
+    reset = await ada.until("reset")
+    assert (reset["reason"], reset["pos"]) == ("log_lost", beginning)
+    assert [message["pos"] for message in await ada.messages(3)] == shared
+    again = await ada.published("lobby", "anew")
+    assert again["seq"] == 4
+
+
 async def test_a_fork_that_goes_unnoticed_by_number_is_noticed_by_tag(
     redis_server: RedisServer, instances: Instances, peers: Peers, tmp_path: Any
 ) -> None:
