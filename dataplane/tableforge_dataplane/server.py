@@ -106,6 +106,8 @@ class Server:
         self._connections: set[Connection] = set()
         self._arriving: set[Connection] = set()
         self._empty = asyncio.Event()
+        self._unsettled = False
+        """Whether acknowledgements were waited for in vain."""
         self._listener: WebsocketServer | None = None
         self._starting: asyncio.Task[None] | None = None
         self.port = 0
@@ -189,13 +191,19 @@ class Server:
             connection.close_with(1012, "this instance is leaving")
 
     async def _settle(self) -> None:
-        """Wait for acknowledgements that are due; where Redis is away, clients resend elsewhere."""
+        """Wait for acknowledgements that are due; where Redis is away, clients resend elsewhere.
+
+        That is waited for once: else each close would wait so long, and the last ones come all together.
+        """
         if self.broker.publisher.depth == 0:
+            return
+        if self._unsettled and not self.broker.redis_state().connected:
             return
         try:
             async with asyncio.timeout(SETTLE_SECONDS):
                 await self.broker.publisher.settled()
         except TimeoutError:
+            self._unsettled = True
             _log.warning("unsettled", publishes=self.broker.publisher.depth)
 
     async def stop(self) -> None:

@@ -1,12 +1,14 @@
 """Slow consumers, long recoveries over slow sockets, and an instance that leaves."""
 
 import asyncio
+import itertools
 import socket
 from typing import Any
 
 import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
+from tableforge_dataplane import server
 from tests.dataplane.path.instances import Instances, Peer, Peers, until
 from tests.support.processes import DataplaneFleet
 from tests.support.redis import RedisServer
@@ -172,6 +174,29 @@ async def test_sigterm_while_redis_is_away_ends_in_time_too(
     leaving = asyncio.create_task(process.sigterm(timeout_seconds=20))
     assert await ada.closed(within=20) == 1012
     assert await leaving == 0
+
+
+async def test_closes_are_spread_while_redis_is_away_too(
+    redis_server: RedisServer, instances: Instances, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SETTLE_SECONDS", 0.5)
+    (one,) = await instances(redis_server, scaling={"drain_seconds": 2.0}, **FAST)
+    leavers = [await peers(one) for _ in range(10)]
+    await leavers[0].join("lobby")
+    await redis_server.kill9()
+    await until(lambda: not one.broker.redis_state().connected)
+    await leavers[0].publish("lobby", "waits")
+    await until(lambda: one.broker.publisher.depth == 1)
+    loop = asyncio.get_running_loop()
+    closed_at: list[float] = []
+
+    async def hear_out(leaver: Peer) -> None:
+        assert await leaver.closed() == 1012
+        closed_at.append(loop.time())
+
+    await asyncio.gather(one.drain(), *(hear_out(leaver) for leaver in leavers))
+    waits = [later - earlier for earlier, later in itertools.pairwise(closed_at)]
+    assert sum(wait > 0.05 for wait in waits) >= 7, "some together"
 
 
 async def test_two_thousand_rooms_of_one_connection_each_leave_nothing_behind(
