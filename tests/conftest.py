@@ -1,5 +1,6 @@
 """Fixtures for all tests: a Redis and data-plane processes of one's own."""
 
+import signal
 from collections.abc import AsyncIterator, Generator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,15 @@ from tests.support.redis import RedisServer
 
 # `control_plane` and `devcluster`: a Kubernetes cluster that a session's tests share.
 pytest_plugins = ["devcluster.pytest_plugin"]
+
+
+def pytest_configure() -> None:
+    """Programs under test must hear an interrupt.
+
+    What a shell starts in the background ignores SIGINT, and hands that on to everything it starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
