@@ -354,9 +354,15 @@ class Session:
         self._become(identity, guest=False)
         self.send(Authenticated(id=command.id, user=identity.user, expires_at=identity.expires_at))
         for room in [room for room in self._rooms if not identity.rights.may_join(room)]:
-            self._error("forbidden", "The new token gives no right to this room.", None, "auth", room)
+            joining = self._rooms[room].request
             self._out_of(room)
-            self.send(Left(room=room))
+            message = "The new token gives no right to this room."
+            if isinstance(joining, _Joining):
+                self._error("forbidden", message, joining.id, "join", room)
+                self._carry_on(joining.deferred)
+            else:
+                self._error("forbidden", message, None, "auth", room)
+                self.send(Left(room=room))
 
     def _join(self, command: Join) -> None:
         room = command.room
@@ -519,6 +525,9 @@ class Session:
                 identifier, pending.id = pending.id, None
                 if identifier is not None:
                     self.send(Ack(id=identifier, room=pending.room))
+                pending.answered = Position(0, b"")
+                if pending.member.gone:
+                    self._forget_quiet(origin)
                 return
             if not duplicate and not pending.member.gone and room.seq < seq:
                 pending.answered = Position(seq, tag)

@@ -84,6 +84,21 @@ async def test_without_echo_the_acknowledgement_takes_the_copys_place(
     assert [number for number in heard if number > 0] == list(range(1, 30))
 
 
+async def test_nothing_is_kept_of_volatile_messages_whose_room_was_left(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    volatile = {"type": "publish", "event": "moved", "data": 1, "volatile": True, "echo": False}
+    for number in range(15):
+        room = f"room-{number}"
+        await ada.join(room)
+        await ada.say({**volatile, "id": 1, "room": room}, {"type": "leave", "room": room})
+        heard = {(await ada.hear())["type"], (await ada.hear())["type"]}
+        assert heard == {"ack", "left"}
+    await until(lambda: not one._hub.quiet)
+
+
 async def test_a_volatile_message_has_no_place_and_is_not_recovered(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
@@ -388,6 +403,24 @@ async def test_renewing_a_token_keeps_the_user_and_checks_the_rooms_again(
     assert (await ada.hear_type("left"))["room"] == "b"
     await asyncio.sleep(1.5)  # the first token's time is over, the second one's isn't
     await ada.published("a", "still here")
+
+
+async def test_a_renewal_that_takes_a_room_away_answers_what_waited_for_it(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, **AUTH)
+    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token()}"})
+    redis_server.pause()
+    await ada.say(
+        {"type": "join", "id": 1, "room": "lobby"},
+        {"type": "publish", "id": 2, "room": "lobby", "event": "said", "data": 1},
+        {"type": "auth", "id": 3, "token": token(rights={"join": [], "publish": []})},
+    )
+    await ada.hear_type("authenticated")
+    answers = [await ada.hear_type("error") for _ in range(2)]
+    redis_server.resume()
+    assert [(answer["id"], answer["code"]) for answer in answers] == [(1, "forbidden"), (2, "not_joined")]
+    await ada.silent()
 
 
 async def test_a_token_that_runs_out_ends_the_connection(
