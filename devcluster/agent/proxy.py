@@ -97,27 +97,23 @@ class Balancer:
         self._turn = 0
         self._kept: collections.OrderedDict[str, tuple[Backend, float]] = collections.OrderedDict()
 
-    def order(self, client: str) -> list[Backend]:
-        """The backends to try for a client, the best one first."""
-        known = list(self.route.backends)
+    def choose(self, client: str) -> Backend | None:
+        """The backend for a client's next connection: in turn, or its own; None where there is none."""
+        known = self.route.backends
         if not known:
-            return []
-        self._turn = (self._turn + 1) % len(known)
-        turned = known[self._turn :] + known[: self._turn]
-        if self.route.affinity_seconds and (kept := self._kept.get(client)):
-            backend, until = kept
-            if backend in known and time.monotonic() < until:
-                turned.remove(backend)
-                turned.insert(0, backend)
-        return turned
-
-    def chosen(self, client: str, backend: Backend) -> None:
-        """A client's connection went to a backend."""
-        if seconds := self.route.affinity_seconds:
+            return None
+        seconds = self.route.affinity_seconds
+        if seconds and (kept := self._kept.get(client)) and kept[0] in known and time.monotonic() < kept[1]:
+            backend = kept[0]
+        else:
+            self._turn = (self._turn + 1) % len(known)
+            backend = known[self._turn]
+        if seconds:
             self._kept[client] = (backend, time.monotonic() + seconds)
             self._kept.move_to_end(client)
             if len(self._kept) > AFFINITY_LIMIT:
                 self._kept.popitem(last=False)
+        return backend
 
 
 class _Side(asyncio.Protocol):
@@ -195,22 +191,25 @@ class _Arriving(asyncio.Protocol):
         loop = asyncio.get_running_loop()
         peer = self._transport.get_extra_info("peername")
         client = peer[0] if peer else ""
-        for backend in self._balancer.order(client):
-            near, far = _Side(), _Side()
-            near.other, far.other = far, near
-            near.connection_made(self._transport)
-            try:
-                async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
-                    await loop.create_connection(lambda far=far: far, backend.address, backend.port)  # type: ignore[misc]
-            except (OSError, TimeoutError):
-                continue  # a pod that just went: the next one
-            if self._lost:
-                far.transport.abort()
-                return
-            self._balancer.chosen(client, backend)
-            self._hand_over(near)
+        backend = self._balancer.choose(client)
+        if backend is None:
+            self._transport.abort()
             return
-        self._transport.abort()
+        near, far = _Side(), _Side()
+        near.other, far.other = far, near
+        near.connection_made(self._transport)
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_SECONDS):
+                await loop.create_connection(lambda: far, backend.address, backend.port)
+        except (OSError, TimeoutError):
+            # As with kube-proxy no other pod is tried: one that stops listening before it is out of its
+            # Services costs its clients a connection.
+            self._transport.abort()
+            return
+        if self._lost:
+            far.transport.abort()
+            return
+        self._hand_over(near)
 
     def _hand_over(self, near: _Side) -> None:
         self._transport.set_protocol(near)
