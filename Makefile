@@ -60,4 +60,5 @@ crd: $(READY) ## Write crds/ anew from the typed model
 	@$(PY) -m tableforge_operator.api.crd
 
 clean: ## Remove what was installed here (the per-user cache stays)
+	@test ! -d .devcluster || ! test -x $(PY) || $(PY) -m demo down
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .devcluster
