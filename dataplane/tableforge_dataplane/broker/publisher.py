@@ -27,7 +27,7 @@ BATCHES_IN_FLIGHT: Final = 10
 RETRY_AFTER_SECONDS: Final = 1.0
 
 WAITING_BYTES: Final = 33_554_432
-"""So much may wait while Redis is away, whatever the number of messages: the pod's memory is bounded too."""
+"""So much may wait for Redis, away or slow, whatever the number of messages: memory is bounded too."""
 
 TAG_BITS: Final = 52
 
@@ -123,7 +123,7 @@ class Publisher:
         self._timer: asyncio.TimerHandle | None = None
         self._sent_at = 0.0
         self._waiting_bytes = 0
-        """Of publications that came since the connection was lost."""
+        """Bodies of all publications that wait or are under way."""
         self._loop: asyncio.AbstractEventLoop = asyncio.get_running_loop()
         self._taken = 0
         """Publications ever taken into the queue."""
@@ -171,8 +171,11 @@ class Publisher:
                 RETRY_AFTER_SECONDS,
             )
             return
-        if self._connection is None and not self._may_wait(publication):
+        waiting_bytes = self._waiting_bytes + len(publication.body)
+        if waiting_bytes > WAITING_BYTES or (publication.channel and self._connection is None):
+            self._refuse_to_wait(publication)
             return
+        self._waiting_bytes = waiting_bytes
         pending.append(publication)
         self._taken += 1
         if self._in_flight:
@@ -185,17 +188,13 @@ class Publisher:
             self._scheduled = True
             self._loop.call_soon(self._on_turn)
 
-    def _may_wait(self, publication: Publication) -> bool:
-        """Whether it may wait for Redis to come back; refused where not."""
-        if publication.channel:
-            message = _VOLATILE
-        elif self._waiting_bytes + len(publication.body) > WAITING_BYTES:
-            message = f"{WAITING_BYTES} bytes wait for Redis already: send this one again later."
-        else:
-            self._waiting_bytes += len(publication.body)
-            return True
+    def _refuse_to_wait(self, publication: Publication) -> None:
+        message = (
+            _VOLATILE
+            if publication.channel and self._connection is None
+            else f"{WAITING_BYTES} bytes wait for Redis already: send this one again later."
+        )
         publication.owner.refused(publication, "unavailable", message, RETRY_AFTER_SECONDS)
-        return False
 
     def refuse(self, message: str, retry_after: float) -> None:
         """Until `take`, refuse publications as `unavailable`; those too that wait and were never sent."""
@@ -207,6 +206,7 @@ class Publisher:
             if publication.retried:
                 self._pending.append(publication)  # it may be stored: only Redis can tell
             else:
+                self._waiting_bytes -= len(publication.body)
                 publication.owner.refused(publication, "unavailable", message, retry_after)
         self._progress.set()
 
@@ -227,7 +227,6 @@ class Publisher:
         connection.receive = self._on_reply
         connection.after_replies = self._after_replies
         self._connection = connection
-        self._waiting_bytes = 0
         for publication in self._pending:
             if publication.others_may_send_it:
                 publication.retried = True
@@ -240,6 +239,7 @@ class Publisher:
         self._in_flight.clear()
         for publication in [*unanswered, *self._pending]:
             if publication.channel:
+                self._waiting_bytes -= len(publication.body)
                 publication.owner.refused(publication, "unavailable", _VOLATILE, RETRY_AFTER_SECONDS)
         unanswered = [publication for publication in unanswered if not publication.channel]
         if any(publication.channel for publication in self._pending):
@@ -308,6 +308,7 @@ class Publisher:
         publication = self._in_flight.popleft()
         if publication is None:
             return
+        self._waiting_bytes -= len(publication.body)
         if type(reply) is list:
             seq, tag, duplicate = reply
             if seq >= 0:
@@ -330,6 +331,7 @@ class Publisher:
     def _on_error(self, publication: Publication, text: str) -> None:
         code = text.split(" ", 1)[0]
         if code in RETRIED:
+            self._waiting_bytes += len(publication.body)
             self._again.append(publication)
             if code == "NOSCRIPT" and len(self._again) == 1 and self._connection is not None:
                 self._in_flight.append(None)

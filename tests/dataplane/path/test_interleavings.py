@@ -4,7 +4,7 @@ import asyncio
 import gc
 import socket
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -12,7 +12,7 @@ import redis.asyncio
 
 from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.connection import RedisConnection, connect
-from tableforge_dataplane.broker.publisher import Publication, Publisher, RefusalCode, new_tag
+from tableforge_dataplane.broker.publisher import WAITING_BYTES, Publication, Publisher, RefusalCode, new_tag
 from tableforge_dataplane.broker.scripts import publish_script
 from tableforge_dataplane.broker.subscriber import Subscriber
 from tableforge_dataplane.contract.settings import PerformanceSettings, RedisSettings, RoomSettings
@@ -180,14 +180,42 @@ class Listener:
 class Silent:
     """Takes what is written; answers are the test's."""
 
+    receive: Callable[[Any], None]
+
     def __init__(self) -> None:
         self.written: list[bytes] = []
+
+    async def ask(self, *parts: bytes | int) -> None:
+        """Granted."""
 
     def write(self, data: bytes) -> None:
         self.written.append(data)
 
     def abort(self) -> None:
         raise AssertionError("nothing unexpected was said")
+
+
+async def test_a_redis_that_is_there_and_slow_does_not_fill_the_memory() -> None:
+    one, silent, owner = publisher(1), Silent(), Owner()
+    await one.on_up(silent, None)  # type: ignore[arg-type]
+    head = one.head(RoomAddress.of("test", "lobby"))
+
+    def send(count: int) -> None:
+        for _ in range(count):
+            one.publish(
+                Publication(head=head, tag=new_tag(), origin=b"o", key=b"k", body=b"x" * 100_000, owner=owner)
+            )
+
+    send(1000)
+    taken = WAITING_BYTES // 100_000
+    assert len(owner.refusals) == 1000 - taken
+    for _ in range(taken):
+        await asyncio.sleep(0)
+        silent.receive([1, b"1", 0])
+        one._after_replies()
+    assert len(owner.stored) == taken
+    send(taken)
+    assert len(owner.refusals) == 1000 - taken
 
 
 async def test_a_confirmation_from_before_a_leave_is_not_taken_for_the_next_join() -> None:
