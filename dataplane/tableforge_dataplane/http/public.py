@@ -56,9 +56,7 @@ class PublicHttp:
         return response(503, _TEXT, "\n".join(["starting", *readiness.waiting_for(), ""]).encode())
 
 
-def response(
-    status: int, content_type: str, body: bytes, *more: tuple[str, str], retry_after: int | None = None
-) -> Response:
+def response(status: int, content_type: str, body: bytes, *more: tuple[str, str]) -> Response:
     """A whole HTTP response; the connection ends with it."""
     headers = Headers(
         [
@@ -69,6 +67,4 @@ def response(
             *more,
         ]
     )
-    if retry_after is not None:
-        headers["Retry-After"] = str(retry_after)
     return Response(status, http.HTTPStatus(status).phrase, headers, body)
