@@ -174,11 +174,12 @@ def _first(error: BaseException | None) -> BaseException | None:
 
 def _health_check(host: str, port: int) -> int:
     host = "127.0.0.1" if host in ("", "0.0.0.0", "::") else host  # noqa: S104 - compared, not bound
+    url = f"http://{host}:{port}/healthz"
     try:
-        with urllib.request.urlopen(f"http://{host}:{port}/healthz", timeout=4) as answer:
+        with urllib.request.urlopen(url, timeout=4) as answer:
             return 0 if answer.status == 200 else EXIT_FAILED
     except (urllib.error.URLError, OSError) as error:
-        print(f"not well: {error}", file=sys.stderr)
+        print(f"{url} does not answer as it should: {error}", file=sys.stderr)
         return EXIT_FAILED
 
 
