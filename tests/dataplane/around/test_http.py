@@ -94,7 +94,7 @@ async def test_an_instance_starts_once_everything_is_there_and_stays_ready() -> 
         await asyncio.sleep(0.3)
         assert not starting.done()
         world.redis = UP
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(10):
             await starting
         assert (await get(port, "/ready"))[0] == 200
         status, _, body = await get(port, "/health")

@@ -167,7 +167,7 @@ async def test_a_record_is_rewritten_every_heartbeat(
             record = await record_of(client, "one")
             return record is not None and record.updated_at > first.updated_at
 
-        await until(again, timeout_seconds=2)
+        await until(again)
 
 
 async def test_moved_numbers_are_written_before_the_heartbeat(
@@ -370,7 +370,7 @@ async def test_what_a_flush_took_comes_back(redis_server: RedisServer, client: "
     async with running(settings_for(redis_server, HEARTBEAT_INTERVAL="60000"), "one"):
         await until(lambda: client.hexists(KEYS.records, "one"))
         await client.flushall()
-        await until(lambda: client.hexists(KEYS.records, "one"), timeout_seconds=3)
+        await until(lambda: client.hexists(KEYS.records, "one"))
         assert await client.exists(KEYS.lease("one"))
 
 

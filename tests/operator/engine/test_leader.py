@@ -15,17 +15,17 @@ NAME = "test-lease"
 
 @pytest.fixture
 def contender(kube: Kube, namespace: str) -> Callable[..., Leader]:
-    """A contender with short times: `contender("a")`."""
+    """A contender with short times, though not so short that a busy machine misses them: `contender("a")`."""
 
-    def make(identity: str, *, kube: Kube = kube, renew_deadline_seconds: float = 0.6) -> Leader:
+    def make(identity: str, *, kube: Kube = kube, renew_deadline_seconds: float = 2.0) -> Leader:
         return Leader(
             kube,
             namespace=namespace,
             name=NAME,
             identity=identity,
-            lease_seconds=1.0,
+            lease_seconds=3.0,
             renew_deadline_seconds=renew_deadline_seconds,
-            retry_seconds=0.1,
+            retry_seconds=0.2,
         )
 
     return make
@@ -48,7 +48,7 @@ async def test_the_second_one_waits_until_the_first_says_nothing_for_the_leases_
     started = loop.time()
     async with asyncio.timeout(10):
         await two.acquire()
-    assert loop.time() - started >= 1.0
+    assert loop.time() - started >= 3.0
     second = await spec(kube, namespace)
     assert second["holderIdentity"] == "two"
     assert second["leaseTransitions"] == first["leaseTransitions"] + 1 == two.transitions
@@ -62,7 +62,7 @@ async def test_who_renews_is_not_taken_over(contender: Callable[..., Leader]) ->
     await one.acquire()
     holding = asyncio.create_task(one.hold())
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(2.5):
+        async with asyncio.timeout(4.5):
             await two.acquire()
     assert not holding.done()
     holding.cancel()
@@ -81,7 +81,7 @@ async def test_a_released_lease_is_free_at_once(
     await one.release()
     async with asyncio.timeout(5):
         await waiting
-    assert loop.time() - started < 0.9
+    assert loop.time() - started < 2.5
     assert (await spec(kube, namespace))["holderIdentity"] == "two"
 
 
@@ -99,7 +99,7 @@ async def test_the_leader_gives_up_before_another_may_start_when_the_api_server_
     started = loop.time()
     with pytest.raises(LeadershipLostError, match="in time"):
         await leader.hold()
-    assert loop.time() - started < 1.0
+    assert loop.time() - started < 3.0
 
 
 async def test_the_leader_gives_up_in_time_when_calls_hang(
@@ -117,7 +117,7 @@ async def test_the_leader_gives_up_in_time_when_calls_hang(
     started = loop.time()
     with pytest.raises(LeadershipLostError, match="in time"):
         await leader.hold()
-    assert loop.time() - started < 1.0
+    assert loop.time() - started < 3.0
 
 
 async def test_of_many_contenders_one_leads(contender: Callable[..., Leader]) -> None:
