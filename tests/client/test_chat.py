@@ -34,11 +34,11 @@ async def test_lines_are_published_and_messages_printed(peer: ScriptedPeer) -> N
     await connection.join("table:1")
     process.stdin.write(b"hello\n")
     await connection.ack(await connection.expect("publish", event="chat", data="hello"), 1)
+    process.stdin.close()  # the line must come back before the chat ends
     await connection.message("table:1", 1, "hello\x1b[2J")
     line = (await process.stdout.readline()).decode()
     assert "[tables-a-x2 #1] ada chat: hello" in line
     assert "\x1b" not in line
-    process.stdin.close()
     assert await connection.closed() == 1000
     _, errors = await process.communicate()
     assert process.returncode == 0, errors
@@ -61,6 +61,10 @@ async def test_wrong_arguments_say_what_would_be_right() -> None:
     _, errors = await process.communicate()
     assert process.returncode == 2
     assert b"--user and --secret-file go together" in errors
+    process = await start("ws://127.0.0.1:9/ws", "--room", "a", "--user", "ada", "--secret-file", "/no/file")
+    _, errors = await process.communicate()
+    assert process.returncode == 2
+    assert b"/no/file is not there or cannot be read" in errors
 
 
 def test_the_development_token_is_a_signed_jwt(tmp_path: Path) -> None:

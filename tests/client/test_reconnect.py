@@ -220,6 +220,12 @@ async def test_a_fixed_token_refused_is_the_end(peer: ScriptedPeer) -> None:
     assert peer.handshakes == 1
 
 
+async def test_no_token_where_one_is_required_is_said_so(peer: ScriptedPeer) -> None:
+    peer.refuse_next(401)
+    with pytest.raises(UnauthorizedError, match="a token is required, and none was given"):
+        await connect(peer.url).__aenter__()
+
+
 async def test_fresh_tokens_refused_again_are_the_end(peer: ScriptedPeer) -> None:
     peer.refuse_next(401)
     peer.refuse_next(401)

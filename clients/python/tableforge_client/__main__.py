@@ -7,6 +7,7 @@ changes go to stderr. It ends at the end of the input or with Ctrl-C.
 import argparse
 import asyncio
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -30,6 +31,8 @@ from tableforge_client import (
 )
 
 _TOKEN_SECONDS = 3600
+_OWN_LINE_SECONDS = 2.0
+"""How long the end of the input waits for the last line to come back from the room."""
 
 
 def development_token(user: str, secret: str, *, seconds: int = _TOKEN_SECONDS) -> str:
@@ -70,6 +73,8 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
         parser.error("--user and --secret-file go together: the token for the user is signed with the secret")
     if chosen.user and chosen.token:
         parser.error("give either --token or --user with --secret-file")
+    if chosen.secret_file and not os.access(chosen.secret_file, os.R_OK):
+        parser.error(f"{chosen.secret_file} is not there or cannot be read")
     return chosen
 
 
@@ -89,8 +94,6 @@ def _on_state(change: StateChange) -> None:
             text = f"reconnecting in {change.retry_in_seconds or 0:.1f} s ({change.reason})"
         case State.CONNECTING if change.reason:
             text = f"connecting again in {change.retry_in_seconds or 0:.1f} s ({change.reason})"
-        case State.CLOSED if change.reason:
-            text = f"closed ({change.reason})"
         case _:
             return
     print(f"-- {text}", file=sys.stderr, flush=True)
@@ -107,9 +110,28 @@ def _line(item: Message | Reset, instance: str | None, *, show_pos: bool) -> str
     return f"{clock} [{instance or 'reconnecting'} #{item.seq}{pos}] {item.sender or 'someone'} {text}"
 
 
-async def _print_all(client: Client, room: Room, *, show_pos: bool) -> None:
+class _Printed:
+    """The number of the newest message printed."""
+
+    def __init__(self) -> None:
+        self._seq = 0
+        self._moved = asyncio.Event()
+
+    def moved_to(self, seq: int) -> None:
+        self._seq = seq
+        self._moved.set()
+
+    async def reaches(self, seq: int) -> None:
+        while self._seq < seq:
+            self._moved.clear()
+            await self._moved.wait()
+
+
+async def _print_all(client: Client, room: Room, printed: _Printed, *, show_pos: bool) -> None:
     async for item in room:
         print(_line(item, client.instance, show_pos=show_pos), flush=True)
+        if isinstance(item, Message):
+            printed.moved_to(item.seq)
 
 
 def _read_lines(source: TextIO, put: Callable[[str | None], None]) -> None:
@@ -118,7 +140,8 @@ def _read_lines(source: TextIO, put: Callable[[str | None], None]) -> None:
     put(None)
 
 
-async def _publish_lines(room: Room, event: str) -> None:
+async def _publish_lines(room: Room, event: str, printed: _Printed) -> None:
+    last = 0
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str | None] = asyncio.Queue(1)
 
@@ -130,18 +153,23 @@ async def _publish_lines(room: Room, event: str) -> None:
     threading.Thread(target=_read_lines, args=(sys.stdin, put), daemon=True).start()
     while (line := await lines.get()) is not None:
         if line:
-            await room.publish(event, line)
+            last = (await room.publish(event, line)).seq
+    # an acknowledgement may be ahead of the message itself
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(_OWN_LINE_SECONDS):
+            await printed.reaches(last)
 
 
 async def chat(chosen: argparse.Namespace) -> None:
     """Run the chat until the input ends or the room does."""
     async with connect(chosen.url, token=_token(chosen), on_state=_on_state) as client:
         room = await client.join(chosen.room, pos=chosen.pos)
-        printing = asyncio.create_task(_print_all(client, room, show_pos=chosen.show_pos))
+        printed = _Printed()
+        printing = asyncio.create_task(_print_all(client, room, printed, show_pos=chosen.show_pos))
         if chosen.listen:
             await printing
             return
-        publishing = asyncio.create_task(_publish_lines(room, chosen.event))
+        publishing = asyncio.create_task(_publish_lines(room, chosen.event, printed))
         await asyncio.wait({printing, publishing}, return_when=asyncio.FIRST_COMPLETED)
         for task in (publishing, printing):
             if task.done():

@@ -138,6 +138,8 @@ class Engine:
             self._last_end = end
             _log.info("connection to %s ended: %s", url, end)
             if end.verdict.new_token:
+                if self._tokens.missing:
+                    return UnauthorizedError(end.code, "a token is required, and none was given")
                 if not self._tokens.refused():
                     return UnauthorizedError(end.code, end.message or "the token was refused")
                 self._routes.renewed(url)

@@ -45,6 +45,11 @@ class TokenSource:
     def renewable(self) -> bool:
         return callable(self._token)
 
+    @property
+    def missing(self) -> bool:
+        """Whether the application gave none."""
+        return self._token is None
+
     async def current(self) -> str | None:
         """The token to present; asks the callable where there is none yet. Raises what the callable
         raises."""
