@@ -192,7 +192,7 @@ class ExternalRedis(Group, frozen=True):
         field(
             "Host name or address.",
             Rule(
-                "self.matches('^[A-Za-z0-9]([A-Za-z0-9.:_-]*[A-Za-z0-9])?$')",
+                "self.matches('^[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?$|^[0-9A-Fa-f.]*(:[0-9A-Fa-f.]*){2,}$')",
                 "must be a host name or an address, without a scheme and without a port",
             ),
             min_length=1,

@@ -147,6 +147,7 @@ REFUSED = [
     pytest.param(
         cr({"redis": {"external": {"host": "redis://r"}}}), "without a scheme", id="host with a scheme"
     ),
+    pytest.param(cr({"redis": {"external": {"host": "r:6379"}}}), "without a port", id="host with a port"),
     pytest.param(
         cr(managed(storage={"storageClassName": "Fast SSD"})), "must be a name of", id="storage class"
     ),
