@@ -114,7 +114,8 @@ def rollout(cluster: WebSocketCluster, snapshot: Snapshot, deployment: Object | 
         if updated < wanted:
             counts += f", {updated} of {wanted} are up to date"
         if total > max(wanted, updated):
-            counts += f", {total - wanted} more are leaving"
+            leaving = total - wanted
+            counts += f", {leaving} more {'is' if leaving == 1 else 'are'} leaving"
         reason = "InstancesWaiting" if wanting else "RollingOut"
         yield Finding(reason=reason, message=_sentence(f"{counts}: {why}" if why else counts))
 
@@ -175,7 +176,12 @@ def waiting_for(cluster: WebSocketCluster, snapshot: Snapshot) -> str | None:
 def _naming_secrets(cluster: WebSocketCluster, sentence: str) -> str:
     """An instance's sentence with the user's Secret for the file: the file is all that the instance knows."""
     for setting, ref in cluster.secret_refs.items():
-        sentence = sentence.replace(f"{_SETTINGS[setting][0].env}_FILE={_MOUNTED[setting]}", _secret(ref))
+        env = _SETTINGS[setting][0].env
+        file = f"{env}_FILE={_MOUNTED[setting]}"
+        # without the key there is no file either, and a Secret that is there must not be told to be created
+        absent = f"Secret {ref.name}, or its key {ref.key}, does not exist"
+        sentence = sentence.replace(f"{file} does not exist", absent).replace(file, _secret(ref))
+        sentence = sentence.replace(f"{env} holds ", f"{_secret(ref)} holds ")
     return sentence
 
 

@@ -72,7 +72,8 @@ def _assess(cluster: WebSocketCluster, snapshot: Snapshot, now: Now, digests: di
     counters = None
     if wanted == 0:
         counters = Counters(instances=0, connections=0, rooms=0)
-    elif fleet is not None and fresh:
+    elif fleet is not None and fresh and fleet.as_of > 0:
+        # 0: an instance that has not read the fleet yet, while Redis is away, knows of itself alone
         counters = Counters(
             instances=fleet.totals.instances, connections=fleet.totals.connections, rooms=fleet.totals.rooms
         )

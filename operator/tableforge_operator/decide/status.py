@@ -158,7 +158,9 @@ def events(before: list[Condition], after: list[Condition]) -> tuple[Event, ...]
     redis, was = new["RedisReady"], old.get("RedisReady")
     if redis.status == "True" and (was is None or was.status != "True"):
         found.append(Event(type="Normal", reason="RedisConnected", message=redis.message))
-    elif redis.status != "True" and was is not None and was.status == "True":
+    elif (
+        redis.status != "True" and redis.reason != "NoInstances" and was is not None and was.status == "True"
+    ):
         found.append(Event(type="Warning", reason="RedisNotReady", message=redis.message))
     return tuple(found)
 

@@ -234,6 +234,31 @@ def test_counters_come_along_when_a_condition_flips() -> None:
     assert found.status["connections"] == 300
 
 
+def test_nobody_is_warned_of_a_redis_that_no_instance_is_wanted_to_use() -> None:
+    snapshot = ready_cluster(now=at(0))
+    spec = {**snapshot.cluster["spec"], "replicas": 0}
+    metadata = {**snapshot.cluster["metadata"], "generation": 2}
+    snapshot = dataclasses.replace(snapshot, cluster={**snapshot.cluster, "metadata": metadata, "spec": spec})
+    told = []
+    for _ in range(4):
+        found = plan(snapshot, 5)
+        told += found.events
+        snapshot = done(snapshot, found, now=at(5))
+    assert conditions(snapshot)["RedisReady"]["reason"] == "NoInstances"
+    assert told
+    assert [event for event in told if event.type == "Warning"] == []
+
+
+def test_an_instance_that_knows_only_of_itself_changes_no_counter() -> None:
+    ready = ready_cluster(now=at(0))
+    away = with_fleet(ready, now=at(5), redis=AWAY, instances=1, connections=0, rooms=0)
+    assert away.fleet.fleet is not None
+    alone = msgspec.structs.replace(away.fleet.fleet, as_of=0.0)
+    found = plan(dataclasses.replace(away, fleet=dataclasses.replace(away.fleet, fleet=alone)), 5)
+    assert found.status is not None
+    assert (found.status["instances"], found.status["connections"]) == (3, 100)
+
+
 def test_a_silent_fleet_is_believed_for_a_minute_and_then_reported() -> None:
     ready = ready_cluster(now=at(0))
     silent = dataclasses.replace(
@@ -347,8 +372,11 @@ def test_what_is_wrong_with_a_secret_names_the_secret_and_not_only_its_file() ->
     found = conditions(
         plan(dataclasses.replace(with_workloads(snapshot, ready=0), fleet=FleetView(healths=(waiting,))), 1)
     )
-    message = "Secret tables-jwt (key hs256) does not exist: create the Secret."
+    message = "Secret tables-jwt, or its key hs256, does not exist: create the Secret."
     assert found["Ready"]["message"] == f"0 of 3 instances are ready: {message}"
+    short = FleetView(healths=(health("JWT_SECRET holds a key of 5 bytes."),))
+    found = conditions(plan(dataclasses.replace(with_workloads(snapshot, ready=0), fleet=short), 1))
+    assert "ready: Secret tables-jwt (key hs256) holds a key of 5 bytes." in found["Ready"]["message"]
 
     def redis(reason: Any, message: str, **spec: Any) -> str:
         away = msgspec.structs.replace(AWAY, reason=reason, message=message)
