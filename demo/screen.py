@@ -31,9 +31,9 @@ class Screen:
         self._print(f"   {self._bold('$ ' + ' '.join(words))}")
 
     def output(self, text: str) -> None:
-        """What a command printed, untouched but for the indent."""
+        """What a command printed, untouched but for the indent and spaces at the end."""
         for line in text.rstrip("\n").splitlines():
-            self._print(f"     {line}")
+            self._print(f"     {line}".rstrip())
 
     def elapsed_seconds(self) -> float:
         """Since the start."""

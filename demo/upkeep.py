@@ -35,7 +35,7 @@ async def up() -> None:
     screen.output(url)
     screen.say("Talk to it, from two terminals:")
     screen.output(f".venv/bin/python -m tableforge_client {url} --room table:1")
-    screen.say("`make down` stops it and removes everything.")
+    screen.say("`make down` stops it and removes all but its logs.")
 
 
 async def down() -> None:

@@ -60,7 +60,12 @@ def main(arguments: list[str] | None = None) -> int:
                 return _status(given.state_dir)
             case "down":
                 was_running = detached.down(given.state_dir)
-                say("Stopped; nothing of it is left." if was_running else "No cluster is running there.")
+                logs = given.state_dir / detached.DATA / "logs"
+                say(
+                    f"Stopped; only its logs are left, in {logs}."
+                    if was_running
+                    else "No cluster is running there."
+                )
                 return 0
             case _:
                 return _build()

@@ -106,12 +106,12 @@ def _parser() -> argparse.ArgumentParser:
     token.add_argument(
         "--expires", type=_duration, default=3600.0, metavar="1h", help="lifetime: 30s, 15m, 1h, 7d (1h)"
     )
-    for right in ("join", "publish"):
+    for right, deed in (("join", "join"), ("publish", "publish to")):
         token.add_argument(
             f"--{right}",
             action="append",
             metavar="PATTERN",
-            help=f"rooms the user may {right}, repeatable; with neither --join nor --publish: every room",
+            help=f"rooms the user may {deed}, repeatable; with neither --join nor --publish: every room",
         )
     return parser
 
