@@ -121,7 +121,9 @@ async def alone(tmp_path: Path) -> AsyncIterator[tuple[Kubectl, Agent, Line]]:
 
 async def test_pods_run_on_while_the_api_server_is_away(alone: tuple[Kubectl, Agent, Line]) -> None:
     kubectl, _, line = alone
-    script = "i=0; while true; do i=$((i+1)); echo $i > /out/count; sleep 0.1; done"
+    # by a rename, so that no reader finds it empty
+    count = "echo $i > /out/next; mv /out/next /out/count"
+    script = f"i=0; while true; do i=$((i+1)); {count}; sleep 0.1; done"
     folder = alone[1].folder / "out"
     folder.mkdir()
     mount = {"volumeMounts": [{"name": "out", "mountPath": "/out"}]}
@@ -131,6 +133,7 @@ async def test_pods_run_on_while_the_api_server_is_away(alone: tuple[Kubectl, Ag
     await asyncio.to_thread(kubectl, "rollout", "status", "deployment/counter", "--timeout=30s")
     before = {one["metadata"]["name"] for one in kubectl.get("pods")["items"]}
 
+    await asyncio.to_thread(eventually, (folder / "count").exists)
     await line.cut()
     first = int((folder / "count").read_text())
     # What happens meanwhile, deletions included, must be noticed afterwards.
