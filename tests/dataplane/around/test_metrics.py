@@ -1,5 +1,7 @@
 """Metrics: the guide's names exactly, bounded labels, and what a Prometheus parser reads."""
 
+from pathlib import Path
+
 import pytest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
@@ -86,3 +88,15 @@ def test_two_instances_in_one_process_do_not_mix() -> None:
     first, second = Metrics(), Metrics()
     first.connections = 1
     assert samples(second)["tableforge_websocket_connections_total"] == [({"instance_id": "one"}, 0)]
+
+
+def test_the_documentation_has_every_name() -> None:
+    documented = (Path(__file__).parents[3] / "docs" / "operations.md").read_text(encoding="utf-8")
+    metrics = Metrics()
+    for counts in [getattr(metrics, name) for name in Metrics.__slots__]:
+        if hasattr(counts, "add"):
+            counts.add("x")
+    names = {name for name in samples(metrics) if name.startswith("tableforge_")}
+    assert len(names) > 10
+    missing = {name for name in names if f"`{name}`" not in documented}
+    assert not missing
