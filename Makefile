@@ -19,7 +19,9 @@ $(READY): requirements.lock pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV) \
 	  || { echo "$(PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)."; exit 1; }
 	@echo "Installing the locked dependencies into $(VENV) …"
-	@$(PY) -m pip install --disable-pip-version-check --progress-bar off -q --require-hashes -r requirements.lock
+	@set -o pipefail; $(PY) -m pip install --disable-pip-version-check --progress-bar off --require-hashes \
+	  -r requirements.lock | awk -v all=$$(grep -c '^[A-Za-z0-9].*==' requirements.lock) \
+	  '/^Collecting / && ++n % 10 == 0 {print "  fetched " n " of at most " all; fflush()} /^Installing/ {print "  unpacking …"; fflush()}'
 	@$(PY) -m pip install --disable-pip-version-check -q --no-deps --no-build-isolation -e .
 	@touch $@
 

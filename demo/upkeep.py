@@ -1,26 +1,26 @@
 """`make up` and `make down`: the same cluster, left running until it is told to stop."""
 
 import asyncio
-import json
-import sys
+from pathlib import Path
 
 from demo.images import ROOT, image_table
 from demo.kubectl import Kubectl
 from demo.screen import Screen
 from demo.story import CLUSTER, Scene
+from devcluster import detached
 
 STATE = ROOT / ".devcluster"
 
 
 async def up() -> None:
     """Start the devcluster in the background, install operator and sample, and say how to reach them."""
-    STATE.mkdir(exist_ok=True)
-    images = STATE / "images.json"
-    images.write_text(json.dumps(image_table(), indent=2), encoding="utf-8")
     screen = Screen()
     screen.chapter("A devcluster in the background")
-    await _devcluster("up", "--state-dir", str(STATE), "--images", str(images))
-    kubectl = Kubectl(STATE / "kubeconfig")
+    cluster = await detached.up(
+        STATE, images=image_table(), on_step=lambda step: screen.say(f"starting {step} …")
+    )
+    screen.say(f"The API server answers at {cluster.api_url}.")
+    kubectl = Kubectl(Path(cluster.kubeconfig))
     scene = Scene(kubectl, screen)
     screen.chapter("The operator")
     await scene.install_operator()
@@ -40,10 +40,10 @@ async def up() -> None:
 
 async def down() -> None:
     """Stop what `up` started."""
-    await _devcluster("down", "--state-dir", str(STATE))
-
-
-async def _devcluster(*words: str) -> None:
-    process = await asyncio.create_subprocess_exec(sys.executable, "-m", "devcluster", *words, cwd=ROOT)
-    if code := await process.wait():
-        raise SystemExit(code)
+    screen = Screen()
+    if await asyncio.to_thread(detached.down, STATE):
+        screen.say(
+            f"Stopped. Nothing of it runs any more; its logs stay in {STATE.name}/ until `make clean`."
+        )
+    else:
+        screen.say("Nothing was running.")
