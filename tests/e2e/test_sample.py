@@ -62,7 +62,7 @@ async def sample(kubectl: Kubectl, namespace: str) -> str:
 
 
 async def test_what_kubectl_shows(kubectl: Kubectl, sample: str) -> None:
-    # Ready comes from the pods, the number of instances from the fleet, whose newest read may be a moment older
+    # Ready comes from the pods, the number of instances from the fleet, whose newest read may be older
     await kubectl("wait", "-n", sample, "--for=jsonpath={.status.instances}=3", "wsc/tables", "--timeout=30s")
     header, row = (await kubectl("get", "-n", sample, "wsc")).splitlines()
     shown = dict(zip(header.split(), row.split(), strict=True))
