@@ -55,15 +55,17 @@ async def passes(kubectl: Kubectl, count: int) -> None:
 
 @pytest.fixture
 async def sample(kubectl: Kubectl, namespace: str) -> str:
-    """A namespace in which the sample is Ready."""
+    """A namespace in which the sample is Ready and counted."""
     await kubectl("apply", "-n", namespace, "-f", str(stage.SAMPLE))
     await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/tables", "--timeout=120s")
+    # Ready comes from the pods, the number of instances from the fleet, whose newest read may be older
+    await kubectl(
+        "wait", "-n", namespace, "--for=jsonpath={.status.instances}=3", "wsc/tables", "--timeout=30s"
+    )
     return namespace
 
 
 async def test_what_kubectl_shows(kubectl: Kubectl, sample: str) -> None:
-    # Ready comes from the pods, the number of instances from the fleet, whose newest read may be older
-    await kubectl("wait", "-n", sample, "--for=jsonpath={.status.instances}=3", "wsc/tables", "--timeout=30s")
     header, row = (await kubectl("get", "-n", sample, "wsc")).splitlines()
     shown = dict(zip(header.split(), row.split(), strict=True))
     assert shown | {"AGE": "-"} == {

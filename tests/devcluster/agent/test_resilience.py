@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import json
-import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -179,7 +178,6 @@ async def test_an_agent_that_comes_back_starts_its_pods_again(alone: tuple[Kubec
     await asyncio.to_thread(kubectl, "delete", "pod", "once", "again", "--timeout=30s")
 
 
-@pytest.mark.skipif(shutil.which("unshare") is None, reason="needs util-linux to make such a machine")
 async def test_a_machine_without_namespaces_is_told_what_to_do(tmp_path: Path) -> None:
     arguments = (
         "--kubeconfig=k --node-name=n --node-ip=127.0.9.1 --pod-cidr=127.1.0.0/24 "
