@@ -1,10 +1,12 @@
 """`tableforge-dataplane`: the command line of an instance.
 
-`serve` runs one; `healthcheck` asks a running one whether it lives; `token` makes a token to try things with.
+`serve` runs instances; `check` looks at settings and Redis; `healthcheck` asks a running instance whether it
+lives; `token` makes a token to try things with.
 """
 
 import argparse
 import asyncio
+import errno
 import gc
 import http.client
 import os
@@ -12,27 +14,23 @@ import re
 import secrets
 import signal
 import socket
+import ssl
 import sys
 import time
-from collections.abc import Sequence
-from importlib import metadata
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from tableforge_dataplane.contract import environment
+from tableforge_dataplane.contract.auth import is_loopback
 from tableforge_dataplane.contract.endpoints import LIVE_PATH
-from tableforge_dataplane.contract.settings import (
-    Secret,
-    Settings,
-    Unit,
-    specs,
-)
+from tableforge_dataplane.contract.live import FILE_VARIABLE
+from tableforge_dataplane.contract.settings import Settings, secrets_of
+from tableforge_dataplane.launch.command_line import parser, version
 
 if TYPE_CHECKING:
+    from tableforge_dataplane.launch.embedded import EmbeddedValkey
     from tableforge_dataplane.registry.registry import ThisInstance
-
-TERMINATION_LOG: Final = Path("/dev/termination-log")
-"""Where Kubernetes looks for a container's last words; `kubectl describe pod` shows them."""
 
 TERMINATION_BYTES: Final = 4096
 
@@ -41,18 +39,32 @@ EXIT_USAGE: Final = 2
 
 HEALTHCHECK_SECONDS: Final = 5.0
 
-COLLECT_EVERY: Final = (10_000, 20, 10)
-"""Python's own 700 made garbage collection a quarter of what an accepted connection costs: 310 instead of
-390 µs (`benchmarks/rooms.py`), and the same memory after 20,000 connections came and went."""
+_NO_PORT: Final = (errno.EADDRINUSE, errno.EADDRNOTAVAIL, errno.EACCES)
+_OTHER_PORTS: Final = (
+    "Clients come to WS_HOST and WS_PORT (--host, --port), /metrics and the server API are at "
+    "TABLEFORGE_HTTP_PORT: choose others, or end what listens there."
+)
 
-_DURATION: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400}
+COLLECT_EVERY: Final = (10_000, 5, 2)
+"""Python's own 700 made garbage collection a quarter of what an accepted connection costs: 310 instead of
+390 µs (`benchmarks/workloads.py`). An ended connection is garbage that only a collection of the oldest frees:
+with (10_000, 20, 10) so much of it lay about that 6,000 that came and went left 97 MB instead of 83."""
+
+KEEP_EVERY_SECONDS: Final = 1.0
+"""How often an instance looks whether the Valkey it started still runs."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = parser().parse_args(arguments)
+    environ = dict(os.environ)
+    if options.command == "serve":
+        environ |= _ports(options, environ)
+    elif options.command == "healthcheck":
+        # a file that a running instance does without, because it cannot be used, is none of its business
+        environ.pop(FILE_VARIABLE, None)
     try:
-        settings = environment.read()
+        settings = environment.read(environ)
     except environment.SettingsError as error:
         if options.command == "serve":
             _last_words(options.termination_log, error.problems)
@@ -63,83 +75,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _healthcheck(settings)
     if options.command == "token":
         return _token(settings, options)
+    if options.command == "check":
+        from tableforge_dataplane.launch.check import check
+
+        return check(settings, environ, as_json=options.json)
     if options.print_config:
         _print_config(settings)
         return 0
-    return _serve(settings, options.termination_log)
+    return _serve(settings, environ, options)
 
 
-def _version() -> str:
-    return metadata.version("tableforge")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="tableforge-dataplane",
-        description="One instance of a room-based WebSocket service. It is configured by its environment:",
-        epilog=_environment_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--version", action="version", version=f"tableforge-dataplane {_version()}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="command")
-    serve = commands.add_parser(
-        "serve",
-        help="run an instance until SIGTERM or SIGINT",
-        epilog=_environment_help(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    serve.add_argument(
-        "--print-config", action="store_true", help="show the settings in force, secrets masked, and end"
-    )
-    serve.add_argument(
-        "--termination-log",
-        type=Path,
-        default=TERMINATION_LOG,
-        metavar="FILE",
-        help=f"where the reason of a failed start is left, if the file exists (default: {TERMINATION_LOG})",
-    )
-    commands.add_parser(
-        "healthcheck", help=f"ask the instance on WS_HOST and WS_PORT for {LIVE_PATH}: exit code 0 or 1"
-    )
-    token = commands.add_parser("token", help="make a token for development, signed with JWT_SECRET(_FILE)")
-    token.add_argument("--user", required=True, help="the user's id, 1 to 128 characters")
-    token.add_argument(
-        "--expires", type=_duration, default=3600.0, metavar="1h", help="lifetime: 30s, 15m, 1h, 7d (1h)"
-    )
-    for right, deed in (("join", "join"), ("publish", "publish to")):
-        token.add_argument(
-            f"--{right}",
-            action="append",
-            metavar="PATTERN",
-            help=f"rooms the user may {deed}, repeatable; with neither --join nor --publish: every room",
-        )
-    return parser
-
-
-def _duration(text: str) -> float:
-    found = re.fullmatch(r"([0-9]{1,9})([smhd])", text)
-    if found is None or int(found[1]) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no duration: write 30s, 15m, 1h or 7d")
-    return float(int(found[1]) * _DURATION[found[2]])
-
-
-def _environment_help() -> str:
-    """Every setting with its meaning, default and bounds, from the one place that knows them."""
-    defaults = environment.show(Settings())
-    lines: list[str] = []
-    group = ""
-    for path, (spec, default) in specs().items():
-        if path.split(".")[0] != group:
-            group = path.split(".")[0]
-            lines += ["", f"{group}:"]
-        value = defaults.get(spec.env, "")
-        name = f"{spec.env}, {spec.env}_FILE" if isinstance(default, Secret) else spec.env
-        lines.append(f"  {name}" + (f" (default: {value})" if value else ""))
-        lines.append(f"      {spec.doc}")
-        if spec.minimum is not None and spec.maximum is not None:
-            unit = "" if spec.unit is Unit.PLAIN else f" {spec.unit.name.lower()}"
-            lines.append(f"      From {spec.minimum:.0f} to {spec.maximum:.0f}{unit}.")
-    return "\n".join(["environment variables:", *lines])
+def _ports(options: argparse.Namespace, environ: dict[str, str]) -> dict[str, str]:
+    """What the options of `serve` say, as variables. The internal ports follow the clients' ports."""
+    said = {"WS_HOST": options.host, "WS_PORT": options.port, "TABLEFORGE_DATA_DIR": options.data_dir}
+    found: dict[str, str] = {name: value for name, value in said.items() if value is not None}
+    port = found.get("WS_PORT") or environ.get("WS_PORT") or str(Settings().websocket.port)
+    moved = options.port is not None or options.instances > 1
+    if moved and not environ.get("TABLEFORGE_HTTP_PORT") and re.fullmatch(r"[0-9]{1,5}", port):
+        found["TABLEFORGE_HTTP_PORT"] = "0" if int(port) == 0 else str(int(port) + options.instances)
+    return found
 
 
 def _print_config(settings: Settings) -> None:
@@ -153,7 +107,17 @@ def _healthcheck(settings: Settings) -> int:
     websocket = settings.websocket
     # what an instance listens on everywhere, it listens on here too
     host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(websocket.host, websocket.host)  # noqa: S104
-    connection = http.client.HTTPConnection(host, websocket.port, timeout=HEALTHCHECK_SECONDS)
+    connection: http.client.HTTPConnection
+    if websocket.tls_cert_file:
+        # it is ours all the same: the question is only whether it lives
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        connection = http.client.HTTPSConnection(
+            host, websocket.port, timeout=HEALTHCHECK_SECONDS, context=context
+        )
+    else:
+        connection = http.client.HTTPConnection(host, websocket.port, timeout=HEALTHCHECK_SECONDS)
     try:
         connection.request("GET", LIVE_PATH)
         status = connection.getresponse().status
@@ -169,21 +133,25 @@ def _healthcheck(settings: Settings) -> int:
 
 
 def _token(settings: Settings, options: argparse.Namespace) -> int:
+    from tableforge_dataplane.contract.auth import RIGHTS
     from tableforge_dataplane.security.tokens import TokenError, mint
 
+    auth = settings.auth
     try:
-        key = settings.auth.jwt_secret.read()
+        key = auth.jwt_secret.read()
     except (OSError, UnicodeDecodeError) as error:
-        print(f"JWT_SECRET_FILE={settings.auth.jwt_secret.file}: {error}", file=sys.stderr)
+        print(f"JWT_SECRET_FILE={auth.jwt_secret.file}: {error}", file=sys.stderr)
         return EXIT_FAILED
     if key is None:
         print("Set JWT_SECRET or JWT_SECRET_FILE to the key that the instances use.", file=sys.stderr)
         return EXIT_FAILED
+    given = {right: getattr(options, right) for right in RIGHTS}
     rights = None
-    if options.join is not None or options.publish is not None:
-        rights = {"join": options.join or [], "publish": options.publish or []}
+    if any(patterns is not None for patterns in given.values()):
+        rights = {right: patterns or [] for right, patterns in given.items()}
+    lifetime = auth.token_expiry_seconds if options.expires is None else options.expires
     try:
-        token = mint(key, user=options.user, lifetime_seconds=options.expires, rights=rights)
+        token = mint(key, user=options.user, lifetime_seconds=lifetime, rights=rights, settings=auth)
     except TokenError as error:
         print(error.message, file=sys.stderr)
         return EXIT_FAILED
@@ -191,34 +159,112 @@ def _token(settings: Settings, options: argparse.Namespace) -> int:
     return 0
 
 
-def _serve(settings: Settings, termination_log: Path) -> int:
-    import uvloop
-
-    from tableforge_dataplane.observability import logging
-    from tableforge_dataplane.registry.registry import ThisInstance, new_boot_id
-
-    this = ThisInstance(
-        instance=settings.scaling.instance_id or _made_up_name(),
-        boot=new_boot_id(),
-        version=_version(),
-        started_at=time.time(),
+def _serve(settings: Settings, environ: dict[str, str], options: argparse.Namespace) -> int:
+    from tableforge_dataplane.launch.embedded import (
+        EmbeddedError,
+        EmbeddedValkey,
+        NotInstalledError,
+        default_folder,
+        is_wanted,
     )
-    logging.configure(settings.logging, instance=this.instance)
-    _keep_out_of_logs(settings)
+    from tableforge_dataplane.observability import logging
+
+    name = settings.scaling.instance_id or _made_up_name()
+    logging.configure(settings.logging, instance=name)
     log = logging.EventLog("main")
     for warning in settings.warnings:
         log.warning("setting_without_effect", message=warning)
+    if not settings.auth.required and not is_loopback(settings.websocket.host):
+        log.warning(
+            "open_to_everybody",
+            host=settings.websocket.host,
+            message="Whoever reaches this port can join and publish without a token: set AUTH_REQUIRED=true "
+            "and JWT_SECRET_FILE, or listen on this machine only with --host 127.0.0.1.",
+        )
+    embedded: EmbeddedValkey | None = None
+    if is_wanted(environ):
+        folder = Path(settings.launch.data_dir) if settings.launch.data_dir else default_folder(environ)
+        embedded = EmbeddedValkey(folder.absolute())
+        try:
+            embedded.start()
+        except NotInstalledError as error:
+            log.warning("no_redis", message=str(error))  # it may still come: the instance waits for it
+            embedded = None
+        except EmbeddedError as error:
+            log.error("no_redis", message=str(error))
+            _last_words(options.termination_log, [str(error)])
+            return EXIT_FAILED
+    if embedded is not None:
+        environ |= embedded.environ
+        if not environ.get("TABLEFORGE_REDIS_DURABILITY"):
+            environ["TABLEFORGE_REDIS_DURABILITY"] = "Disk"  # what it can give, it gives
+        settings = environment.read(environ)
+    _keep_out_of_logs(settings)
     try:
-        uvloop.run(_run(settings, this))
+        if options.instances > 1:
+            return _supervise(settings, environ, name, options, embedded)
+        return _serve_one(settings, environ, name, options.termination_log, embedded)
+    finally:
+        if embedded is not None:
+            embedded.stop()
+
+
+def _supervise(
+    settings: Settings,
+    environ: dict[str, str],
+    name: str,
+    options: argparse.Namespace,
+    embedded: "EmbeddedValkey | None",
+) -> int:
+    from tableforge_dataplane.launch.supervisor import Place, Supervisor, address_problem, ports_problem
+
+    count, port, http_port = options.instances, settings.websocket.port, settings.http.port
+    problem = ports_problem(port, http_port, count) or address_problem(settings.routing, count)
+    if problem is not None:
+        print(problem, file=sys.stderr)
+        return EXIT_USAGE
+    places = [
+        Place(name=f"{name}-{number + 1}", port=port + number, http_port=http_port + number)
+        for number in range(count)
+    ]
+    return asyncio.run(Supervisor(settings, places, environ=environ, embedded=embedded).run())
+
+
+def _serve_one(
+    settings: Settings,
+    environ: Mapping[str, str],
+    name: str,
+    termination_log: Path,
+    embedded: "EmbeddedValkey | None",
+) -> int:
+    import uvloop
+
+    from tableforge_dataplane.broker.state import RedisRefusedError
+    from tableforge_dataplane.observability.logging import EventLog
+    from tableforge_dataplane.registry.registry import ThisInstance, new_boot_id
+
+    this = ThisInstance(instance=name, boot=new_boot_id(), version=version(), started_at=time.time())
+    try:
+        uvloop.run(_run(settings, environ, this, embedded))
     except OSError as error:
-        # most likely the port: somebody else has it
-        log.error("start_failed", error=error)
-        _last_words(termination_log, [f"The instance could not start: {error}"])
+        sentence = f"The instance could not start: {error}"
+        if error.errno in _NO_PORT:  # nothing that a traceback would explain
+            sentence += ". " + _OTHER_PORTS
+            EventLog("main").error("start_failed", message=sentence)
+        else:
+            EventLog("main").error("start_failed", error=error)
+        _last_words(termination_log, [sentence])
+        return EXIT_FAILED
+    except RedisRefusedError as error:
+        EventLog("main").error("start_failed", error=error)
+        _last_words(termination_log, [f"{error} TABLEFORGE_REDIS_LAZY_CONNECT=true would wait for it."])
         return EXIT_FAILED
     return 0
 
 
-async def _run(settings: Settings, this: "ThisInstance") -> None:
+async def _run(
+    settings: Settings, environ: Mapping[str, str], this: "ThisInstance", embedded: "EmbeddedValkey | None"
+) -> None:
     from tableforge_dataplane.observability.logging import EventLog
     from tableforge_dataplane.server import Server
 
@@ -228,12 +274,15 @@ async def _run(settings: Settings, this: "ThisInstance") -> None:
     # set before anything else: as PID 1 a process without handlers ignores these signals
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, signals.put_nowait, number)
-    server = Server(settings, this)
+    server = Server(settings, this, reread=lambda: environment.read(environ))
     await server.start()
     gc.freeze()  # modules and the like stay for good: nobody needs to look at them again
     gc.set_threshold(*COLLECT_EVERY)
     log.info("serving", version=this.version, boot=this.boot, pid=os.getpid())
+    keeping = asyncio.create_task(_keep(embedded)) if embedded is not None else None
     try:
+        if not settings.redis.lazy_connect:
+            await _unless_signalled(server.redis_answers(), signals)
         log.info("signal_received", signal=(await signals.get()).name)
         draining = asyncio.create_task(server.drain())
         again = asyncio.create_task(signals.get())
@@ -245,7 +294,33 @@ async def _run(settings: Settings, this: "ThisInstance") -> None:
         await asyncio.gather(draining, again, return_exceptions=True)
     finally:
         await server.stop()
+        if keeping is not None:
+            keeping.cancel()
+            await asyncio.gather(keeping, return_exceptions=True)
     log.info("stopped")
+
+
+async def _unless_signalled(
+    waiting: Coroutine[Any, Any, None], signals: "asyncio.Queue[signal.Signals]"
+) -> None:
+    """Wait for it, but no longer than until a signal, which stays in the queue. Raises what it raises."""
+    task = asyncio.ensure_future(waiting)
+    signalled = asyncio.ensure_future(signals.get())
+    await asyncio.wait({task, signalled}, return_when=asyncio.FIRST_COMPLETED)
+    if signalled.done():
+        signals.put_nowait(signalled.result())
+    signalled.cancel()
+    if task.done():
+        task.result()
+        return
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def _keep(embedded: "EmbeddedValkey") -> None:
+    while True:
+        embedded.keep()
+        await asyncio.sleep(KEEP_EVERY_SECONDS)
 
 
 def _made_up_name() -> str:
@@ -256,7 +331,7 @@ def _made_up_name() -> str:
 def _keep_out_of_logs(settings: Settings) -> None:
     from tableforge_dataplane.observability.logging import REDACTION
 
-    for secret in (settings.redis.password, settings.auth.jwt_secret, settings.http.fleet_key):
+    for secret in secrets_of(settings):
         try:
             REDACTION.add(secret.read())
         except (OSError, UnicodeDecodeError):

@@ -1,6 +1,8 @@
-"""Where a room lives in Redis: two keys and a channel with one hash tag."""
+"""Where a room lives in Redis: its keys and its channel, with one hash tag."""
 
 import dataclasses
+
+from tableforge_dataplane.contract.room_options import LogLimits
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -11,9 +13,12 @@ class RoomAddress:
     meta: bytes
     log: bytes
     channel: bytes
+    presence: bytes
+    limits: LogLimits
+    """How far its log reaches."""
 
     @classmethod
-    def of(cls, key_prefix: str, room: str) -> "RoomAddress":
+    def of(cls, key_prefix: str, room: str, limits: LogLimits) -> "RoomAddress":
         """`key_prefix` is the cluster's; room names have no braces in them."""
         base = f"tf:{key_prefix}:{{{room}}}:"
         return cls(
@@ -21,4 +26,6 @@ class RoomAddress:
             meta=f"{base}meta".encode(),
             log=f"{base}log".encode(),
             channel=f"{base}messages".encode(),
+            presence=f"{base}presence".encode(),
+            limits=limits,
         )

@@ -6,17 +6,26 @@ alive: it connects again with growing, jittered delays and says each time when i
 
 import asyncio
 import random
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Final, Protocol, cast
 
 import hiredis
 
-from tableforge_dataplane.broker.state import RedisRefusedError, ServerFacts, judge
+from tableforge_dataplane.broker.state import RedisRefusedError, ServerFacts, info_fields, judge
 from tableforge_dataplane.contract.settings import RedisSettings
+from tableforge_dataplane.observability.lasting import keep_going
 from tableforge_dataplane.observability.logging import EventLog
+from tableforge_dataplane.topology.client import Locate, PasswordMissingError
+from tableforge_dataplane.topology.nodes import (
+    CredentialsMissingError,
+    Node,
+    NodeUnknownError,
+    credentials,
+    tls_arguments,
+)
 
-FIRST_RETRY_SECONDS: Final = 0.05
 LONGEST_RETRY_SECONDS: Final = 2.0
 
 _log = EventLog("broker")
@@ -115,50 +124,80 @@ def _discard(_data: bytes) -> None:
     return None
 
 
-async def connect(settings: RedisSettings, *, name: str) -> tuple[RedisConnection, ServerFacts]:
-    """A connection with password, database and name set, and what the server says of itself.
+async def connect(
+    settings: RedisSettings, *, name: str, node: Node | None = None
+) -> tuple[RedisConnection, ServerFacts]:
+    """A connection with user, password, database and name set, and what the server says of itself.
 
-    The password file is read anew each time. Raises RedisRefusedError with what is wrong; the whole takes at
-    most `connect_timeout_seconds`.
+    `node`: where; None: at REDIS_HOST. Password and TLS files are read anew each time. Raises
+    RedisRefusedError with what is wrong; the whole takes at most `connect_timeout_seconds`.
     """
-    password = settings.password.read() if settings.password.configured else None
-    if password is None and settings.password.file is not None:
-        raise RedisRefusedError(
-            "PasswordMissing",
-            f"REDIS_PASSWORD_FILE={settings.password.file} is not there or empty: "
-            "create the Secret it comes from.",
-        )
-    where = f"{settings.host}:{settings.port}"
+    node = node or Node(settings.host, settings.port)
+    try:
+        secrets = credentials(settings.username, settings.password, variable="REDIS_PASSWORD")
+    except CredentialsMissingError as error:
+        raise RedisRefusedError("PasswordMissing", str(error)) from None
     connection: RedisConnection | None = None
     try:
         async with asyncio.timeout(settings.connect_timeout_seconds):
             loop = asyncio.get_running_loop()
-            _, connection = await loop.create_connection(RedisConnection, settings.host, settings.port)
-            if password is not None:
-                await connection.ask(b"AUTH", password.encode())
+            more = cast("dict[str, Any]", tls_arguments(settings, node.host))
+            _, connection = await loop.create_connection(RedisConnection, node.host, node.port, **more)
+            if secrets:
+                await connection.ask(b"AUTH", *(secret.encode() for secret in secrets))
             if settings.database:
                 await connection.ask(b"SELECT", settings.database)
             await connection.ask(b"CLIENT", b"SETNAME", name.encode())
-            facts = ServerFacts.of(await connection.ask(b"INFO", b"server"))
-            refusal = facts.refusal()
+            info = await connection.ask(b"INFO", b"server")
+            facts = ServerFacts.of(info)
+            refusal = facts.refusal() or _refusal_of_mode(settings, info, node)
             if refusal is not None:
                 raise refusal
+            if settings.mode == "Sentinel":
+                role = await connection.ask(b"ROLE")
+                if role[0] != b"master":
+                    raise RedisRefusedError(
+                        "ReadOnly", f"Redis at {node}, which the sentinels name, is no primary (yet)."
+                    )
             return connection, facts
     except BaseException as error:
         if connection is not None:
             connection.abort()
         if isinstance(error, ReplyError):
-            raise judge(str(error), where=where) from None
+            raise judge(str(error), where=str(node)) from None
         if isinstance(error, TimeoutError):
             raise RedisRefusedError(
                 "Unreachable",
-                f"Redis at {where} does not answer within {settings.connect_timeout_seconds:g} s.",
+                f"Redis at {node} does not answer within {settings.connect_timeout_seconds:g} s.",
+            ) from None
+        if isinstance(error, ssl.SSLCertVerificationError):
+            raise RedisRefusedError(
+                "Unreachable",
+                f"Redis at {node} shows a certificate that does not hold ({error.verify_message}): see "
+                "TABLEFORGE_REDIS_TLS_CA_FILE and TABLEFORGE_REDIS_TLS_SERVER_NAME.",
+            ) from None
+        if isinstance(error, ssl.SSLError):
+            raise RedisRefusedError(
+                "Unreachable",
+                f"Redis at {node} and this instance cannot agree on TLS ({error.reason or error}).",
             ) from None
         if isinstance(error, OSError):
             raise RedisRefusedError(
-                "Unreachable", f"Redis at {where} cannot be reached: {error.strerror or error}."
+                "Unreachable", f"Redis at {node} cannot be reached: {error.strerror or error}."
             ) from None
         raise
+
+
+def _refusal_of_mode(settings: RedisSettings, info: bytes, node: Node) -> RedisRefusedError | None:
+    fields = info_fields(info)
+    clustered = fields.get("redis_mode", fields.get("server_mode")) == "cluster"
+    if clustered == (settings.mode == "Cluster"):
+        return None
+    what = "a node of a Redis Cluster" if clustered else "no node of a Redis Cluster"
+    right = "Cluster" if clustered else "Standalone or Sentinel"
+    return RedisRefusedError(
+        "Unreachable", f"Redis at {node} is {what}: set TABLEFORGE_REDIS_MODE to {right}."
+    )
 
 
 class LinkUser(Protocol):
@@ -174,10 +213,14 @@ class LinkUser(Protocol):
 class Link:
     """Keeps one connection to Redis for one user, for as long as it is not stopped."""
 
-    def __init__(self, settings: RedisSettings, *, name: str, user: LinkUser) -> None:
+    def __init__(
+        self, settings: RedisSettings, *, name: str, user: LinkUser, locate: Locate | None = None
+    ) -> None:
+        """`locate` is asked before each connect; None: always REDIS_HOST."""
         self._settings = settings
         self._name = name
         self._user = user
+        self._locate = locate
         self._task: asyncio.Task[None] | None = None
         self._hurry = asyncio.Event()
         self.up = False
@@ -185,13 +228,15 @@ class Link:
         """Why it is not up; None before the first attempt ended and while it is up."""
         self.facts: ServerFacts | None = None
         """What the server last said of itself."""
+        self.node: Node | None = None
+        """Where it is connected to, or was last."""
         self.changed: Callable[[], None] = _nothing
         """Called after `up` or `problem` changed."""
         self.connection: RedisConnection | None = None
 
     def start(self) -> None:
         """Begin to connect."""
-        self._task = asyncio.create_task(self._run(), name=f"redis-{self._name}")
+        self._task = asyncio.create_task(keep_going(self._run, log=_log), name=f"redis-{self._name}")
 
     async def stop(self) -> None:
         """Drop the connection for good."""
@@ -210,11 +255,12 @@ class Link:
         self._hurry.set()
 
     async def _run(self) -> None:
-        delay = FIRST_RETRY_SECONDS
+        first = self._settings.retry_delay_on_failover_seconds
+        delay = first
         while True:
             try:
                 await self._connected_once()
-                delay = FIRST_RETRY_SECONDS
+                delay = first
             except RedisRefusedError as problem:
                 self._set(problem)
             self._hurry.clear()
@@ -222,18 +268,19 @@ class Link:
                 async with asyncio.timeout(random.uniform(delay / 2, delay)):  # noqa: S311
                     await self._hurry.wait()
             except TimeoutError:
-                delay = min(delay * 2, LONGEST_RETRY_SECONDS)
+                delay = max(first, min(delay * 2, LONGEST_RETRY_SECONDS))
 
     async def _connected_once(self) -> None:
         """Raises RedisRefusedError where no connection came about."""
-        where = f"{self._settings.host}:{self._settings.port}"
-        connection, facts = await connect(self._settings, name=f"tableforge-{self._name}")
+        where = await self._located()
+        connection, facts = await connect(self._settings, name=f"tableforge-{self._name}", node=where)
+        self.node = where
         try:
             try:
                 async with asyncio.timeout(self._settings.connect_timeout_seconds):
                     await self._user.on_up(connection, facts)
             except ReplyError as error:
-                raise judge(str(error), where=where) from None
+                raise judge(str(error), where=str(where)) from None
             except (OSError, TimeoutError) as error:
                 raise RedisRefusedError("Unreachable", f"Redis at {where} went away: {error}.") from None
             self.connection, self.facts = connection, facts
@@ -247,6 +294,16 @@ class Link:
                 self.up = False
                 self._user.on_down()
         self._set(RedisRefusedError("Unreachable", f"Redis at {where} closed the connection."))
+
+    async def _located(self) -> Node:
+        if self._locate is None:
+            return Node(self._settings.host, self._settings.port)
+        try:
+            return await self._locate()
+        except NodeUnknownError as error:
+            raise RedisRefusedError("Unreachable", f"Redis is not to be found: {error}.") from None
+        except PasswordMissingError as error:
+            raise RedisRefusedError("PasswordMissing", str(error)) from None
 
     def _set(self, problem: RedisRefusedError) -> None:
         self.up, self.problem = False, problem

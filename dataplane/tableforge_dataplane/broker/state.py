@@ -6,6 +6,9 @@ from typing import Final, Literal
 
 OLDEST: Final = (6, 2)
 
+_IN_SCRIPT: Final = re.compile(r"ERR Error running script \(.*?\): (?:@user_script: ?\d+: )+-(.*)", re.DOTALL)
+"""How Redis 6.2 wraps what it refuses a script's command with; later ones say it as it is."""
+
 Reason = Literal[
     "Connected",
     "Connecting",
@@ -16,6 +19,7 @@ Reason = Literal[
     "DurabilityNotMet",
     "VersionTooOld",
     "PasswordMissing",
+    "PrefixClaimed",
 ]
 
 
@@ -37,6 +41,8 @@ class ServerFacts:
     """The product's own."""
     compatible: tuple[int, ...]
     """The Redis version whose commands it has."""
+    run_id: str = ""
+    """Of the server process: another one may hold other data."""
 
     @classmethod
     def of(cls, info: bytes) -> "ServerFacts":
@@ -48,6 +54,7 @@ class ServerFacts:
             product=product,
             version=fields.get("valkey_version", redis),
             compatible=tuple(int(number) for number in re.findall(r"\d+", redis)[:2]),
+            run_id=fields.get("run_id", ""),
         )
 
     def refusal(self) -> RedisRefusedError | None:
@@ -64,6 +71,13 @@ def info_fields(info: bytes) -> dict[str, str]:
     """`INFO`'s lines as a dictionary."""
     pairs = (line.partition(":") for line in info.decode("utf-8", "replace").splitlines())
     return {name: value for name, colon, value in pairs if colon}
+
+
+def refusal_in(reply: Exception) -> str:
+    """The text of an error reply, which begins with its code, whatever version says it."""
+    text = str(reply)
+    found = _IN_SCRIPT.fullmatch(text)
+    return found[1] if found else text
 
 
 def judge(text: str, *, where: str) -> RedisRefusedError:

@@ -1,7 +1,8 @@
 """The connection that receives what any instance published, for every room with members here.
 
 Redis confirms each SUBSCRIBE and UNSUBSCRIBE in order, so a confirmation belongs to the oldest request that
-is still open, whatever happened to the room in between.
+is still open, whatever happened to the room in between. On a Redis Cluster of version 7 or newer channels are
+sharded (SSUBSCRIBE, one a command, since they lie in different slots), and a shard that loses a slot says so.
 """
 
 import asyncio
@@ -15,6 +16,9 @@ from tableforge_dataplane.observability.logging import EventLog
 
 PING_INTERVAL_SECONDS: Final = 2.0
 CHANNELS_PER_COMMAND: Final = 100
+
+SHARDED_SINCE: Final = (7, 0)
+"""The Redis whose clusters have sharded Pub/Sub. Older ones send what is published to all their nodes."""
 
 _log = EventLog("subscriber")
 
@@ -35,8 +39,13 @@ class SubscriberUser(Protocol):
 class Subscriber:
     """Keeps a set of channels subscribed over any number of connections. A `LinkUser`."""
 
-    def __init__(self, user: SubscriberUser) -> None:
+    def __init__(self, user: SubscriberUser, *, clustered: bool = False) -> None:
+        """`clustered`: whether it is connected to nodes of a Redis Cluster."""
         self._user = user
+        self._clustered = clustered
+        self._sharded = False
+        self.on_lost: Callable[[bytes, str], None] | None = None
+        """Called with a wanted channel that this shard does not serve (any more), and what it said."""
         self._channels: set[bytes] = set()
         self._connection: RedisConnection | None = None
         self._open: deque[tuple[bool, bytes]] = deque()
@@ -65,8 +74,9 @@ class Subscriber:
         if self._connection is not None:
             self._connection.write(pack(b"PING"))
 
-    async def on_up(self, connection: RedisConnection, facts: ServerFacts) -> None:  # noqa: ARG002
+    async def on_up(self, connection: RedisConnection, facts: ServerFacts) -> None:
         """From the link."""
+        self._sharded = self._clustered and facts.compatible >= SHARDED_SINCE
         connection.receive = self._on_reply
         connection.after_replies = self._user.on_messages_end
         self._connection = connection
@@ -101,11 +111,13 @@ class Subscriber:
         ask, self._ask = self._ask, []
         out: list[bytes] = []
         group: list[bytes] = []
+        most = 1 if self._sharded else CHANNELS_PER_COMMAND
+        commands = (b"SSUBSCRIBE", b"SUNSUBSCRIBE") if self._sharded else (b"SUBSCRIBE", b"UNSUBSCRIBE")
         for position, (wanted, channel) in enumerate(ask):
             group.append(channel)
             last = position + 1 == len(ask)
-            if last or ask[position + 1][0] is not wanted or len(group) == CHANNELS_PER_COMMAND:
-                out.append(pack(b"SUBSCRIBE" if wanted else b"UNSUBSCRIBE", *group))
+            if last or ask[position + 1][0] is not wanted or len(group) == most:
+                out.append(pack(commands[0] if wanted else commands[1], *group))
                 group = []
         self._open.extend(ask)
         connection.write(b"".join(out))
@@ -115,30 +127,50 @@ class Subscriber:
             self._on_unexpected(reply)
             return
         kind = reply[0]
-        if kind == b"message":
+        if kind in (b"message", b"smessage"):
             self._on_message(reply[1], reply[2])
-        elif kind in (b"subscribe", b"unsubscribe"):
-            self._on_confirmed(kind == b"subscribe", reply[1])
+        elif kind in (b"subscribe", b"ssubscribe"):
+            self._on_confirmed(True, reply[1])
+        elif kind in (b"unsubscribe", b"sunsubscribe"):
+            self._on_confirmed(False, reply[1])
         elif kind != b"pong":
             self._on_unexpected(reply)
 
     def _on_confirmed(self, subscribed: bool, channel: bytes) -> None:
         if not self._open or self._open[0] != (subscribed, channel):
+            if self._sharded and not subscribed and channel is not None:
+                self._lose(channel, "the slot went to another shard")
+                return
             # e.g. an UNSUBSCRIBE nobody asked for: what is subscribed is not known any more
             self._on_unexpected([subscribed, channel])
             return
         self._open.popleft()
         if not subscribed:
-            self._ending[channel] -= 1
-            if not self._ending[channel]:
-                del self._ending[channel]
+            self._ended(channel)
         elif channel in self._channels and channel not in self._ending:
             self._user.on_subscribed(channel)
+
+    def _ended(self, channel: bytes) -> None:
+        self._ending[channel] -= 1
+        if not self._ending[channel]:
+            del self._ending[channel]
+
+    def _lose(self, channel: bytes, text: str) -> None:
+        if channel in self._channels and channel not in self._ending and self.on_lost is not None:
+            self.on_lost(channel, text)
 
     def _on_unexpected(self, reply: Reply) -> None:
         if reply == b"PONG":  # RESP2's answer while nothing is subscribed
             return
         text = str(reply) if isinstance(reply, ReplyError) else repr(reply)[:200]
+        if self._sharded and isinstance(reply, ReplyError) and self._open:
+            # one channel a command: it belongs to the oldest request
+            wanted, channel = self._open.popleft()
+            if not wanted:
+                self._ended(channel)
+            else:
+                self._lose(channel, text)
+            return
         _log.warning("subscriber_unexpected_reply", reply=text)
         if self._connection is not None:
             self._connection.abort()

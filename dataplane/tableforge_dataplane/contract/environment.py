@@ -9,8 +9,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, get_args, get_origin
 
+from tableforge_dataplane.contract.auth import auth_problems, auth_warnings
+from tableforge_dataplane.contract.guide import WITHOUT_USE
+from tableforge_dataplane.contract.live import LiveSettingsError, with_live
+from tableforge_dataplane.contract.networks import NO_PROXIES, parse_networks
+from tableforge_dataplane.contract.origins import parse_origins
+from tableforge_dataplane.contract.room_options import RoomOptionsError, parse_room_options
 from tableforge_dataplane.contract.settings import (
-    AuthSettings,
+    PerformanceSettings,
+    RedisSettings,
     RoomSettings,
     Secret,
     SecuritySettings,
@@ -31,18 +38,22 @@ class SettingsError(ValueError):
 
 
 WITHOUT_EFFECT: Final[Mapping[str, str]] = {
-    "REDIS_PUBSUB_DB": "REDIS_PUBSUB_DB has no effect: Redis Pub/Sub ignores database numbers. Use "
-    "TABLEFORGE_REDIS_KEY_PREFIX to keep clusters on one Redis apart.",
+    variable: f"{variable} has no effect: {why}" for variable, why in WITHOUT_USE.values() if variable
 }
+"""Variables that are accepted with a warning."""
 
 
 def read(environ: Mapping[str, str] | None = None) -> Settings:
-    """Every setting from `environ` (the process's own where None).
+    """Every setting from `environ` (the process's own where None) and the live settings file it may name.
 
     Raises SettingsError with every problem at once.
     """
     environ = os.environ if environ is None else environ
     problems: list[str] = []
+    try:
+        environ = with_live(environ)
+    except LiveSettingsError as error:
+        problems.extend(error.problems)
     groups: dict[str, Any] = {}
     for group in dataclasses.fields(Settings):
         if group.name == "warnings":
@@ -55,7 +66,10 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
     if problems:
         raise SettingsError(problems)
     warnings = [text for name, text in WITHOUT_EFFECT.items() if environ.get(name, "") != ""]
+    warnings.extend(auth_warnings(groups["auth"]))
+    warnings.extend(_doubts(groups["websocket"]))
     warnings.extend(_nearly_named(environ))
+    warnings.extend(_capped(groups))
     return Settings(**groups, warnings=tuple(warnings))
 
 
@@ -152,7 +166,8 @@ def _read_number(kind: Any, spec: Spec, text: str) -> float | int:
 
 
 def _shown(text: str) -> str:
-    """A value as it appears in a message: quoted, and cut where it is long."""
+    """A value as it appears in a message: quoted, cut where it is long, without an address's password."""
+    text = re.sub(r"//[^/@\s]*@", "//***@", text)
     return repr(text) if len(text) <= 100 else f"{text[:100]!r}…"
 
 
@@ -179,6 +194,15 @@ def _contradictions(groups: Mapping[str, Any]) -> list[str]:
             f"TABLEFORGE_WEBSOCKET_WRITE_LIMIT_BYTES={websocket.write_limit_bytes}: must be at least twice "
             f"TABLEFORGE_WEBSOCKET_MAX_PAYLOAD_BYTES={websocket.max_payload_bytes}."
         )
+    performance: PerformanceSettings = groups["performance"]
+    if performance.enable_compression and (
+        performance.compression_threshold_bytes > websocket.max_payload_bytes
+    ):
+        problems.append(
+            f"TABLEFORGE_WEBSOCKET_MAX_PAYLOAD_BYTES={websocket.max_payload_bytes}: must be at least "
+            f"TABLEFORGE_PERFORMANCE_COMPRESSION_THRESHOLD={performance.compression_threshold_bytes}, or "
+            "nothing would ever be compressed."
+        )
     if websocket.port != 0 and websocket.port == groups["http"].port:
         problems.append(
             f"WS_PORT={websocket.port} and TABLEFORGE_HTTP_PORT={websocket.port}: must be different ports."
@@ -190,17 +214,135 @@ def _contradictions(groups: Mapping[str, Any]) -> list[str]:
             f"TABLEFORGE_WEBSOCKET_MAX_PAYLOAD_BYTES={websocket.max_payload_bytes}, or the log of a room "
             "could not hold its newest message."
         )
-    auth: AuthSettings = groups["auth"]
-    if auth.required and not auth.jwt_secret.configured:
-        problems.append(
-            "AUTH_REQUIRED=true: needs JWT_SECRET_FILE (or JWT_SECRET), the key that tokens are checked with."
-        )
-    key = auth.jwt_secret.value
-    if key is not None and "-----BEGIN" in key:
-        problems.append("JWT_SECRET: must be a random key that signer and instances share, not a PEM key.")
-    elif key is not None and len(key.encode("utf-8", "surrogateescape")) < 32:
-        problems.append("JWT_SECRET: must be at least 32 bytes long, the size of the signature it makes.")
+    problems.extend(_redis_contradictions(groups["redis"]))
+    problems.extend(_room_problems(rooms, websocket))
+    problems.extend(auth_problems(groups["auth"]))
+    problems.extend(_door_problems(websocket, security))
     return problems
+
+
+def _doubts(websocket: WebsocketSettings) -> list[str]:
+    """A sentence for what works and can hardly be meant."""
+    interval, timeout = websocket.ping_interval_seconds, websocket.pong_timeout_seconds
+    if interval >= timeout:
+        return []
+    below = f"is below TABLEFORGE_WEBSOCKET_PONG_TIMEOUT={timeout * 1000:.0f}"
+    return [
+        f"TABLEFORGE_WEBSOCKET_PING_INTERVAL={interval * 1000:.0f} {below}: a ping waits for a late pong."
+    ]
+
+
+def _room_problems(rooms: RoomSettings, websocket: WebsocketSettings) -> list[str]:
+    problems: list[str] = []
+    if rooms.personal_max_bytes < websocket.max_payload_bytes:
+        problems.append(
+            f"TABLEFORGE_ROOMS_PERSONAL_MAX_BYTES={rooms.personal_max_bytes}: must be at least "
+            f"TABLEFORGE_WEBSOCKET_MAX_PAYLOAD_BYTES={websocket.max_payload_bytes}, or a personal log could "
+            "not hold its newest message."
+        )
+    if rooms.options and rooms.options_file:
+        problems.append("TABLEFORGE_ROOMS_OPTIONS and TABLEFORGE_ROOMS_OPTIONS_FILE: must not both be set.")
+        return problems
+    name, text = "TABLEFORGE_ROOMS_OPTIONS", rooms.options
+    if rooms.options_file:
+        name = f"TABLEFORGE_ROOMS_OPTIONS_FILE={rooms.options_file}"
+        try:
+            text = Path(rooms.options_file).read_text(encoding="utf-8")
+        except (OSError, ValueError) as error:
+            what = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+            return [*problems, f"{name}: cannot be read ({what})."]
+    try:
+        parse_room_options(text, rooms, max_payload_bytes=websocket.max_payload_bytes)
+    except RoomOptionsError as error:
+        problems += [f"{name}: {problem}." for problem in error.problems]
+    return problems
+
+
+def _door_problems(websocket: WebsocketSettings, security: SecuritySettings) -> list[str]:
+    problems: list[str] = []
+    if bool(websocket.tls_cert_file) != bool(websocket.tls_key_file):
+        problems.append(
+            "TABLEFORGE_WEBSOCKET_TLS_CERT_FILE and TABLEFORGE_WEBSOCKET_TLS_KEY_FILE: must both be set, or "
+            "neither."
+        )
+    proxies = security.trusted_proxies
+    try:
+        networks = parse_networks(proxies)
+    except ValueError as error:
+        problems.append(
+            f"TABLEFORGE_SECURITY_TRUSTED_PROXIES={_shown(proxies)}: must be networks like 10.0.0.0/8 with "
+            f"commas between them, or `{NO_PROXIES}` ({error})."
+        )
+    else:
+        if networks and NO_PROXIES in (part.strip() for part in proxies.split(",")):
+            problems.append(
+                f"TABLEFORGE_SECURITY_TRUSTED_PROXIES={_shown(proxies)}: must be networks or `{NO_PROXIES}`, "
+                "not both."
+            )
+        if security.proxy_protocol and not networks:
+            problems.append(
+                "TABLEFORGE_SECURITY_PROXY_PROTOCOL=true: must come with "
+                "TABLEFORGE_SECURITY_TRUSTED_PROXIES, the networks of the balancers that send its header; "
+                "nobody else's is read."
+            )
+    try:
+        parse_origins(security.allowed_origins)
+    except ValueError as error:
+        problems.append(f"TABLEFORGE_SECURITY_ALLOWED_ORIGINS: must be a list of origins ({error}).")
+    return problems
+
+
+def _redis_contradictions(redis: RedisSettings) -> list[str]:
+    problems: list[str] = []
+    if redis.mode == "Standalone":
+        if redis.addresses:
+            problems.append(
+                f"TABLEFORGE_REDIS_ADDRESSES={redis.addresses}: must come with TABLEFORGE_REDIS_MODE "
+                "Sentinel or Cluster; one server is named by REDIS_HOST and REDIS_PORT."
+            )
+    elif not redis.addresses:
+        problems.append(
+            f"TABLEFORGE_REDIS_MODE={redis.mode}: must come with TABLEFORGE_REDIS_ADDRESSES, as "
+            "host:port,host:port."
+        )
+    if redis.mode == "Sentinel" and not redis.sentinel_master_name:
+        problems.append(
+            "TABLEFORGE_REDIS_MODE=Sentinel: must come with TABLEFORGE_REDIS_SENTINEL_MASTER_NAME, what "
+            "the sentinels call the primary."
+        )
+    if redis.mode == "Cluster" and redis.database != 0:
+        problems.append(
+            f"REDIS_DB={redis.database}: must be 0 with TABLEFORGE_REDIS_MODE=Cluster, which has no other "
+            "database. TABLEFORGE_REDIS_KEY_PREFIX keeps clusters apart."
+        )
+    for user, password, variables in (
+        (redis.username, redis.password, ("REDIS_USERNAME", "REDIS_PASSWORD")),
+        (
+            redis.sentinel_username,
+            redis.sentinel_password,
+            ("TABLEFORGE_REDIS_SENTINEL_USERNAME", "TABLEFORGE_REDIS_SENTINEL_PASSWORD"),
+        ),
+    ):
+        if user and not password.configured:
+            problems.append(f"{variables[0]}={user}: must come with {variables[1]}_FILE (or {variables[1]}).")
+    if bool(redis.tls_cert_file) != bool(redis.tls_key_file):
+        problems.append(
+            "TABLEFORGE_REDIS_TLS_CERT_FILE and TABLEFORGE_REDIS_TLS_KEY_FILE: must both be given, or none."
+        )
+    if not redis.tls and (redis.tls_ca_file or redis.tls_cert_file or redis.tls_server_name):
+        problems.append("TABLEFORGE_REDIS_TLS: must be true where other TABLEFORGE_REDIS_TLS_… settings are.")
+    return problems
+
+
+def _capped(groups: Mapping[str, Any]) -> list[str]:
+    most, given = groups["websocket"].max_connections, groups["load_balancing"].max_connections_per_instance
+    if most <= max(given, Settings().websocket.max_connections):
+        return []
+    sentence = (
+        f"WS_MAX_CONNECTIONS={most} has no effect beyond {given}: raise "
+        "TABLEFORGE_LOAD_BALANCING_MAX_CONNECTIONS_PER_INSTANCE too, the smaller of both counts."
+    )
+    return [sentence]
 
 
 def _known() -> set[str]:
@@ -213,7 +355,8 @@ def _misspelt(environ: Mapping[str, str]) -> list[str]:
     known = _known()
     problems: list[str] = []
     for name in sorted(environ):
-        if not name.startswith("TABLEFORGE_") or name in known or _is_service_link(name, environ):
+        ours = name.startswith("TABLEFORGE_") and name not in WITHOUT_EFFECT
+        if not ours or name in known or _is_service_link(name, environ):
             continue
         near = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         problems.append(f"{name}: no such setting." + (f" Did you mean {near[0]}?" if near else ""))

@@ -1,10 +1,17 @@
-"""When an instance starts, whether it is ready, and what it says of its health."""
+"""When an instance starts, whether it is ready, and what it says of its health.
+
+The clients' port and the internal one have the same pages about it. Probes ask the internal port: it knows
+neither TLS nor the header that a balancer in front of the other may have to send.
+"""
 
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
+import msgspec
+
+from tableforge_dataplane.contract.endpoints import HEALTH_PATH, LIVE_PATH, READY_PATH
 from tableforge_dataplane.contract.fleet import Health, RedisState
 from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.observability.metrics import Metrics
@@ -17,6 +24,9 @@ USUAL_SECONDS: Final = 1.0
 """A start takes no longer where nothing is missing: until then it looks more often and says nothing."""
 
 LOOK_AT_FIRST_EVERY_SECONDS: Final = 0.02
+
+JSON: Final = "application/json"
+TEXT: Final = "text/plain; charset=utf-8"
 
 _log = EventLog("readiness")
 
@@ -53,8 +63,10 @@ class Readiness:
 
     def waiting_for(self) -> list[str]:
         """What keeps the instance from starting, a sentence each; empty once it has started."""
-        if self._started:
-            return []
+        return [] if self._started else self.missing()
+
+    def missing(self) -> list[str]:
+        """What it needs and hasn't now, a sentence each, whether it has started or not."""
         return [sentence for condition in self._conditions if (sentence := condition()) is not None]
 
     def drain(self) -> None:
@@ -87,6 +99,14 @@ def redis_condition(state: Callable[[], RedisState]) -> Condition:
     return condition
 
 
+class Page(NamedTuple):
+    """What is answered to a GET."""
+
+    status: int
+    content_type: str
+    body: bytes
+
+
 class InstanceHealth:
     """Puts together what `/health` says."""
 
@@ -97,11 +117,14 @@ class InstanceHealth:
         readiness: Readiness,
         metrics: Metrics,
         redis_state: Callable[[], RedisState],
+        problems: Callable[[], list[str]] = list,
     ) -> None:
+        """`problems`: sentences on what is amiss, in whatever state it is."""
         self._this = this
         self._readiness = readiness
         self._metrics = metrics
         self._redis_state = redis_state
+        self._problems = problems
         self._born = time.monotonic()
 
     @property
@@ -118,7 +141,7 @@ class InstanceHealth:
         elif not readiness.started:
             status = "starting"
         else:
-            status = "healthy" if redis.connected else "degraded"
+            status = "degraded" if readiness.missing() else "healthy"
         return Health(
             status=status,
             instance=self._this.instance,
@@ -128,5 +151,26 @@ class InstanceHealth:
             redis=redis,
             connections=self._metrics.connections,
             rooms=self._metrics.rooms,
+            circuit_breakers=dict(self._metrics.breakers),
+            problems=self._problems() if readiness.started else [],
             uptime_seconds=round(time.monotonic() - self._born, 3),
         )
+
+    def page(self, path: str) -> Page | None:
+        """`/live`, `/ready` or `/health`; None for anything else."""
+        if path == LIVE_PATH:
+            return Page(200, TEXT, b"alive\n")
+        if path == READY_PATH:
+            return self._ready()
+        if path == HEALTH_PATH:
+            report = self.report()
+            return Page(200 if report.status == "healthy" else 503, JSON, msgspec.json.encode(report))
+        return None
+
+    def _ready(self) -> Page:
+        readiness = self._readiness
+        if readiness.ready:
+            return Page(200, TEXT, b"ready\n")
+        if readiness.draining:
+            return Page(503, TEXT, b"draining\n")
+        return Page(503, TEXT, "\n".join(["starting", *readiness.waiting_for(), ""]).encode())

@@ -11,7 +11,7 @@ import re
 import sys
 from typing import Any, Final, TextIO
 
-from tableforge_dataplane.contract.settings import LoggingSettings
+from tableforge_dataplane.contract.settings import LoggingSettings, LogLevel
 
 ROOT: Final = "tableforge"
 
@@ -168,11 +168,16 @@ def configure(settings: LoggingSettings, *, instance: str, stream: TextIO | None
     for old in list(root.handlers):
         root.removeHandler(old)
     root.addHandler(handler)
-    level = _LEVELS[settings.level]
-    root.setLevel(level)
+    set_level(settings.level)
+    logging.captureWarnings(True)
+
+
+def set_level(name: LogLevel) -> None:
+    """Log nothing that is less serious from now on."""
+    level = _LEVELS[name]
+    logging.getLogger().setLevel(level)
     for library in _QUIET_LIBRARIES:
         logging.getLogger(library).setLevel(max(level, logging.WARNING))
-    logging.captureWarnings(True)
 
 
 def _timestamp(seconds: float) -> str:

@@ -5,8 +5,10 @@ Names are the guide's, `tableforge_websocket_connections_total` and `…_rooms_t
 in spite of their ending; existing dashboards depend on them.
 """
 
+import bisect
+import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from prometheus_client import (
@@ -17,12 +19,34 @@ from prometheus_client import (
     ProcessCollector,
     generate_latest,
 )
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
+from tableforge_dataplane.observability.breaker import BreakerState
+
 MAX_MESSAGE_TYPES: Final = 50
 """Events counted by name: the names come from clients, and a label value each would grow without bound."""
+
+LATENCY_BOUNDS_SECONDS: Final = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+)
+
+SAMPLED_EVERY: Final = 16
+"""Of so many publishes or deliveries one is timed: a power of two."""
 
 OTHER: Final = "other"
 """Where the events beyond those are counted."""
@@ -60,16 +84,60 @@ class ReasonCounts(dict[str, int]):
         self[reason] = self.get(reason, 0) + count
 
 
+class CallCounts(dict[tuple[str, int], int]):
+    """Calls by route and HTTP status. Routes are literals in the code."""
+
+    __slots__ = ()
+
+    def record(self, route: str, status: int) -> None:
+        """Count one."""
+        self[route, status] = self.get((route, status), 0) + 1
+
+
+class Histogram:
+    """Durations by upper bounds. Everything on the message path observes a sample, not each message."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        """Count one duration; a negative one, where two clocks disagree, as 0 (0.25 µs)."""
+        if seconds < 0.0:
+            seconds = 0.0
+        self.counts[bisect.bisect_left(self.bounds, seconds)] += 1
+        self.total += seconds
+
+
 class Metrics:
     """What the parts of an instance count. Whoever changes a thing changes the number, nobody else."""
 
     __slots__ = (
+        "api_calls",
+        "breakers",
+        "compression_in_bytes",
+        "compression_out_bytes",
         "connections",
         "connections_closed",
         "connections_refused",
+        "connections_shed",
+        "delivery_seconds",
+        "following",
         "heartbeats_failed",
+        "home_moves",
+        "homes",
+        "loop_lag",
+        "loop_lag_seconds",
+        "memory_threshold_bytes",
+        "messages_dropped",
         "messages_received",
         "messages_sent",
+        "migrate_hints",
+        "pressure",
+        "publish_ack_seconds",
         "publish_queue_depth",
         "publishes_refused",
         "recoveries",
@@ -94,6 +162,26 @@ class Metrics:
         """At the handshake: `full`, `draining`, `unauthorized`, …"""
         self.connections_closed = ReasonCounts()
         """By close code, as text."""
+        self.connections_shed = ReasonCounts()
+        """Closed because the instance was under pressure: `memory`, `lag`."""
+        self.messages_dropped = ReasonCounts()
+        """Messages that came and went no further: `slow_consumer`, `duplicate`, `malformed`."""
+        self.publish_ack_seconds = Histogram(LATENCY_BOUNDS_SECONDS)
+        """From a publish's arrival to its acknowledgement; one in `SAMPLED_EVERY` of each connection."""
+        self.delivery_seconds = Histogram(LATENCY_BOUNDS_SECONDS)
+        """From a message's `ts`, by Redis's clock, to its delivery, by this machine's; one in some."""
+        self.pressure = 0
+        """`pressure.Stage`, now."""
+        self.loop_lag = Histogram(LATENCY_BOUNDS_SECONDS)
+        """How late the event loop was, four times a second."""
+        self.loop_lag_seconds = 0.0
+        """The same, averaged over some seconds."""
+        self.memory_threshold_bytes = 0
+        """Where pressure begins."""
+        self.compression_in_bytes = 0
+        """Messages above the threshold before compression: each once, however many clients get it."""
+        self.compression_out_bytes = 0
+        """The same after it."""
         self.slow_consumers = 0
         """Connections closed with 4408."""
         self.recoveries = ReasonCounts()
@@ -103,8 +191,24 @@ class Metrics:
         self.publish_queue_depth = 0
         """Publishes waiting for Redis, now."""
         self.redis_connected = False
+        self.breakers: dict[str, BreakerState] = {"publish": "closed", "registry": "closed"}
+        """Circuit breakers around Redis: `publish` the message path's, `registry` the one around all else."""
+        self.api_calls = CallCounts()
+        """Calls of the server API, `/stats` and `/rooms`."""
+        self.homes = 0
+        """Rooms whose home this instance is, now."""
+        self.home_moves = ReasonCounts()
+        """Moves of homes that this instance was asked for, whosever they are, by outcome."""
+        self.migrate_hints = ReasonCounts()
+        """Clients told to connect elsewhere, by reason: `home`, `rebalancing`."""
+        self.following: Callable[[], int] = _nobody
+        """Says how many of them are still here and may go any moment."""
         self.heartbeats_failed = 0
         """Writes of the instance's record or lease that did not succeed."""
+
+
+def _nobody() -> int:
+    return 0
 
 
 class _InstanceCollector(Collector):
@@ -159,6 +263,58 @@ class _InstanceCollector(Collector):
             {"": metrics.slow_consumers},
         )
         yield self._counter(
+            "tableforge_websocket_connections_shed",
+            "Connections closed because the instance was under pressure.",
+            "reason",
+            metrics.connections_shed,
+        )
+        yield self._counter(
+            "tableforge_websocket_messages_dropped",
+            "Messages that arrived and went no further.",
+            "reason",
+            metrics.messages_dropped,
+        )
+        yield self._histogram(
+            "tableforge_publish_ack_seconds",
+            "From a publish's arrival to its acknowledgement.",
+            metrics.publish_ack_seconds,
+        )
+        yield self._histogram(
+            "tableforge_publish_delivery_seconds",
+            "From a message's time stamp to its delivery.",
+            metrics.delivery_seconds,
+        )
+        yield self._histogram(
+            "tableforge_event_loop_lag_seconds", "How late the event loop was.", metrics.loop_lag
+        )
+        yield self._gauge(
+            "tableforge_event_loop_lag_average_seconds",
+            "The same, averaged over five seconds.",
+            metrics.loop_lag_seconds,
+        )
+        yield self._gauge(
+            "tableforge_pressure_stage",
+            "0 calm, 1 warns, 2 refuses connections, 3 sheds the slowest.",
+            metrics.pressure,
+        )
+        yield self._gauge(
+            "tableforge_memory_threshold_bytes",
+            "Resident memory at which pressure begins.",
+            metrics.memory_threshold_bytes,
+        )
+        yield self._counter(
+            "tableforge_websocket_compression_in_bytes",
+            "Bytes of messages given to compression, each once.",
+            None,
+            {"": metrics.compression_in_bytes},
+        )
+        yield self._counter(
+            "tableforge_websocket_compression_out_bytes",
+            "Bytes they were compressed to.",
+            None,
+            {"": metrics.compression_out_bytes},
+        )
+        yield self._counter(
             "tableforge_websocket_recoveries",
             "Joins that asked to go on where they left off, by outcome.",
             "outcome",
@@ -176,6 +332,40 @@ class _InstanceCollector(Collector):
         yield self._gauge(
             "tableforge_redis_connected", "1 while Redis answers, else 0.", int(metrics.redis_connected)
         )
+        breakers = GaugeMetricFamily(
+            "tableforge_circuit_breaker_state",
+            "Circuit breakers around Redis: 0 closed, 1 half-open, 2 open.",
+            labels=["instance_id", "breaker"],
+        )
+        for name, state in metrics.breakers.items():
+            breakers.add_metric([self._instance, name], ("closed", "half-open", "open").index(state))
+        yield breakers
+        calls = CounterMetricFamily(
+            "tableforge_http_api_calls",
+            "Calls of the server API, by route and HTTP status.",
+            labels=["instance_id", "route", "status"],
+        )
+        for (route, status), count in list(metrics.api_calls.items()):
+            calls.add_metric([self._instance, route, str(status)], count)
+        yield calls
+        yield self._gauge("tableforge_homes", "Rooms whose home this instance is.", metrics.homes)
+        yield self._counter(
+            "tableforge_home_moves",
+            "Moves of rooms' homes that this instance carried out, by outcome.",
+            "outcome",
+            metrics.home_moves,
+        )
+        yield self._counter(
+            "tableforge_migrate_hints",
+            "Times that clients were told to connect elsewhere while this instance stays, by reason.",
+            "reason",
+            metrics.migrate_hints,
+        )
+        yield self._gauge(
+            "tableforge_clients_following",
+            "Clients that were told to connect elsewhere and are expected to do so any moment.",
+            metrics.following(),
+        )
         yield self._counter(
             "tableforge_registry_heartbeats_failed",
             "Writes of the instance's record or lease that did not succeed.",
@@ -183,7 +373,14 @@ class _InstanceCollector(Collector):
             {"": metrics.heartbeats_failed},
         )
 
-    def _gauge(self, name: str, text: str, value: int) -> Metric:
+    def _histogram(self, name: str, text: str, histogram: Histogram) -> Metric:
+        family = HistogramMetricFamily(name, text, labels=["instance_id"])
+        bounds = [*(f"{bound:g}" for bound in histogram.bounds), "+Inf"]
+        buckets = list(zip(bounds, itertools.accumulate(histogram.counts), strict=True))
+        family.add_metric([self._instance], buckets, histogram.total)
+        return family
+
+    def _gauge(self, name: str, text: str, value: float) -> Metric:
         family = GaugeMetricFamily(name, text, labels=["instance_id"])
         family.add_metric([self._instance], value)
         return family

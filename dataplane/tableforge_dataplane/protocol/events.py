@@ -45,6 +45,35 @@ class Left(Event, frozen=True, kw_only=True):
 
     id: CommandId = None
     room: str
+    reason: str | None = None
+    """`removed` where the application's backend wanted it."""
+
+
+class Members(Event, frozen=True, kw_only=True):
+    """Users came to the room, or went."""
+
+    room: str
+    joined: list[str]
+    left: list[str]
+    rev: int
+
+
+class PresentUser(msgspec.Struct, frozen=True, gc=False):
+    """One user of a room."""
+
+    user: str
+    since: float
+    sockets: int
+
+
+class Presence(Event, frozen=True, kw_only=True):
+    """Who is in the room; of very many, some."""
+
+    id: CommandId = None
+    room: str
+    members: list[PresentUser]
+    count: int
+    rev: int
 
 
 class Reset(Event, frozen=True, kw_only=True):
@@ -56,12 +85,27 @@ class Reset(Event, frozen=True, kw_only=True):
 
 
 class Ack(Event, frozen=True, kw_only=True):
-    """The message is stored."""
+    """The message is stored. A direct message has only a `pos`."""
+
+    id: CommandId = None
+    room: str | None = None
+    pos: str | None = None
+    seq: int | None = None
+
+
+class History(Event, frozen=True, kw_only=True):
+    """What a room's log holds."""
 
     id: CommandId = None
     room: str
+    messages: list[msgspec.Raw]
+    """As the dialect's `part` makes them."""
     pos: str | None = None
-    seq: int | None = None
+    """What to ask for next, or to join with; None where the room has no history."""
+    complete: bool
+    """Whether that is all there was to be had."""
+    reason: str | None = None
+    """Why the first one doesn't follow what was asked for."""
 
 
 class Error(Event, frozen=True, kw_only=True):
@@ -81,3 +125,12 @@ class Pong(Event, frozen=True, kw_only=True):
 
     id: CommandId = None
     time: float
+
+
+class Migrate(Event, frozen=True, kw_only=True):
+    """The client should connect anew in `after` seconds, to the same address where no `url` is given; in a
+    little more than that, this connection is closed."""
+
+    url: str | None = None
+    after: float
+    reason: str

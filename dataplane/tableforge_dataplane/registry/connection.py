@@ -2,89 +2,73 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
-from redis.asyncio import BlockingConnectionPool, Redis
+from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.credentials import CredentialProvider
 from redis.exceptions import (
+    AskError,
     AuthenticationError,
     AuthenticationWrongNumberOfArgsError,
+    ClusterDownError,
+    MovedError,
     NoPermissionError,
     OutOfMemoryError,
     ReadOnlyError,
     RedisError,
     ResponseError,
+    TryAgainError,
 )
 
 from tableforge_dataplane.contract.fleet import RedisState
-from tableforge_dataplane.contract.settings import RedisSettings, Secret
+from tableforge_dataplane.contract.settings import RedisSettings
+from tableforge_dataplane.topology.client import Locate, PasswordMissingError, make_client
+from tableforge_dataplane.topology.topology import topology_of
 
 Reason = Literal[
     "Connected", "Unreachable", "AuthenticationFailed", "OutOfMemory", "ReadOnly", "PasswordMissing"
 ]
 
+
+class CircuitOpenError(RedisError):
+    """Redis failed several times in a row and is left alone for a moment: it was not asked."""
+
+
 REDIS_FAILURES = (RedisError, OSError, asyncio.TimeoutError)
 """What a call may raise where Redis is away, refuses, or answers with an error."""
 
 
-class PasswordMissingError(RedisError):
-    """The file that holds the password is not there, empty or cannot be read."""
+MOVED_FAILURES = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
+"""What says that this server is not (or not for now) the one that holds the registry."""
 
 
-class _PasswordFile(CredentialProvider):
-    """Reads the password at every connect, so that a rotated one counts without a restart."""
-
-    def __init__(self, secret: Secret) -> None:
-        self._secret = secret
-
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        try:
-            password = self._secret.read()
-        except (OSError, UnicodeDecodeError) as error:
-            raise PasswordMissingError(
-                f"REDIS_PASSWORD_FILE={self._secret.file} cannot be read: {error}"
-            ) from None
-        if password is None:
-            raise PasswordMissingError(f"REDIS_PASSWORD_FILE={self._secret.file} does not exist or is empty")
-        return (password,)
-
-    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        return self.get_credentials()
-
-
-def connect(settings: RedisSettings, *, timeout_seconds: float, on_connect: Callable[[], None]) -> Redis:
+def connect(
+    settings: RedisSettings,
+    *,
+    timeout_seconds: float,
+    on_connect: Callable[[], None],
+    locate: Locate | None = None,
+) -> Redis:
     """A client with a single connection that is made at the first call and again whenever it was lost.
 
-    `on_connect` is called at each of those. A call that finds no connection, or gets no answer within
-    `timeout_seconds`, fails; nothing is retried here.
+    `on_connect` is called at each of those. `locate` says where to connect to, each time; None: REDIS_HOST.
+    All of the registry's keys have one hash tag, so that in a Redis Cluster one server holds them, whose
+    clock is the registry's. A call that gets no answer within `timeout_seconds` fails.
     """
 
     async def connected(connection: AbstractConnection) -> None:
         await connection.on_connect()
         on_connect()
 
-    more: dict[str, Any] = {}
-    if settings.password.configured:
-        more["credential_provider"] = _PasswordFile(settings.password)
-    pool = BlockingConnectionPool(
-        max_connections=1,
-        timeout=timeout_seconds,
-        host=settings.host,
-        port=settings.port,
-        db=settings.database,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=min(settings.connect_timeout_seconds, timeout_seconds),
-        socket_keepalive=True,
-        protocol=2,
-        retry=Retry(NoBackoff(), 0),
-        redis_connect_func=connected,
-        client_name="tableforge-registry",
-        **more,
+    return make_client(
+        settings,
+        name="tableforge-registry",
+        locate=locate or topology_of(settings).locate,
+        timeout_seconds=timeout_seconds,
+        retries=settings.max_retries_per_request,
+        database=settings.database,
+        on_connect=connected,
     )
-    return Redis(connection_pool=pool)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -94,11 +78,11 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def state_of(error: BaseException, settings: RedisSettings) -> RedisState:
     """What a failed call says about Redis, in one sentence with what would be right."""
-    where = f"Redis at {settings.host}:{settings.port}"
+    where = f"Redis at {topology_of(settings).where}"
     reason: Reason = "Unreachable"
     if isinstance(error, PasswordMissingError):
         reason = "PasswordMissing"
-        message = f"{error}: create the Secret that holds the password of {where}."
+        message = str(error)
     elif isinstance(error, (AuthenticationError, AuthenticationWrongNumberOfArgsError, NoPermissionError)):
         reason = "AuthenticationFailed"
         if settings.password.configured:
@@ -110,9 +94,9 @@ def state_of(error: BaseException, settings: RedisSettings) -> RedisState:
         message = f"{where} has reached its maxmemory: give it more memory."
     elif isinstance(error, ReadOnlyError):
         reason = "ReadOnly"
-        message = f"{where} is a read-only replica: name the primary in REDIS_HOST."
+        message = f"{where} is a read-only replica: name the primary."
     else:
         # a failed pipeline repeats its commands, with all their arguments
         what = str(error)[:200] or type(error).__name__
-        message = f"{where} does not answer as it should ({what}): see that it runs and REDIS_HOST names it."
+        message = f"{where} does not answer as it should ({what}): see that it runs and is named rightly."
     return RedisState(connected=False, reason=reason, message=message, durability=settings.durability)

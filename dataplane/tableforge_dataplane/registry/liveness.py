@@ -54,6 +54,12 @@ class Liveness:
         """A call failed or the connection was made anew: what was missed meanwhile, nobody knows."""
         self._answering_since = None
 
+    def answering(self, *, monotonic: float) -> bool:
+        """Whether Redis has answered for a whole failover timeout: who lives has renewed its lease by now."""
+        return self._answering_since is not None and (
+            monotonic - self._answering_since >= self._failover_timeout
+        )
+
     def judge(
         self, *, known: frozenset[str], leased: frozenset[str], redis_time: float, monotonic: float
     ) -> Verdict:
@@ -80,7 +86,6 @@ class Liveness:
     def _withheld(
         self, *, known: frozenset[str], missing: frozenset[str], monotonic: float
     ) -> Withheld | None:
-        since = self._answering_since
-        if since is None or monotonic - since < self._failover_timeout:
+        if not self.answering(monotonic=monotonic):
             return "redis_answers_too_briefly"
         return "over_half_missing" if len(missing) * 2 > len(known) else None

@@ -8,8 +8,7 @@ import random
 import secrets
 import time
 from collections.abc import Awaitable, Callable
-from importlib import resources
-from typing import Any, Final
+from typing import Final
 
 import msgspec
 
@@ -19,14 +18,17 @@ from tableforge_dataplane.contract.fleet import (
     InstanceRecord,
     RedisState,
     RoomLoad,
-    Totals,
 )
 from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.observability.metrics import Metrics, resident_memory_bytes
-from tableforge_dataplane.registry.connection import REDIS_FAILURES, connect, is_out_of_memory, state_of
-from tableforge_dataplane.registry.keys import RegistryKeys
+from tableforge_dataplane.registry.budget import ReconnectBudget
+from tableforge_dataplane.registry.connection import REDIS_FAILURES, is_out_of_memory, state_of
+from tableforge_dataplane.registry.headcount import Headcount, HeadcountExchange
+from tableforge_dataplane.registry.link import Link
 from tableforge_dataplane.registry.liveness import Liveness
+from tableforge_dataplane.registry.others import HOMES_FREED_AT_ONCE, HOMES_LEFT, Others
+from tableforge_dataplane.topology.client import Locate
 
 LEASE_RENEWALS_PER_TIMEOUT: Final = 6
 
@@ -40,9 +42,6 @@ LONGEST_RETRY_SECONDS: Final = 5.0
 
 RECORDS_KEPT_SECONDS: Final = 86_400
 """After this long without any instance nothing of the cluster is left in a Redis that others use too."""
-
-FLEET_REUSED_SECONDS: Final = 1.0
-"""For this long one reading of the fleet answers everybody who asks."""
 
 _ROOMS_PER_CALL: Final = 1000
 
@@ -65,15 +64,6 @@ class ThisInstance:
     """Unix seconds."""
 
 
-class _StoredRecord(InstanceRecord, frozen=True, rename="camel", kw_only=True):
-    """As it lies in Redis: whether it is alive is for who reads it to say."""
-
-    alive: bool = False
-
-
-_STORED: Final = msgspec.json.Decoder(_StoredRecord)
-
-
 class Registry:
     """Keeps this instance registered and reads the fleet.
 
@@ -90,6 +80,8 @@ class Registry:
         rooms: Callable[[], list[tuple[str, int]]],
         draining: Callable[[], bool],
         redis_state: Callable[[], RedisState] | None = None,
+        locate: Locate | None = None,
+        headcount: Headcount | None = None,
     ) -> None:
         """`redis_state`: how the message path sees Redis, for `/fleet`; where None, how the registry does."""
         scaling = settings.scaling
@@ -99,44 +91,64 @@ class Registry:
         self._rooms = rooms
         self._draining = draining
         self._path_state = redis_state
-        self._keys = RegistryKeys(settings.redis.key_prefix)
         self._renew_every = scaling.failover_timeout_seconds / LEASE_RENEWALS_PER_TIMEOUT
-        self._redis = connect(
-            settings.redis,
-            # an answer that takes longer than a third of the timeout comes too late for the lease
-            timeout_seconds=max(0.1, min(5.0, scaling.failover_timeout_seconds / 3)),
-            on_connect=self._connected,
-        )
-        self._scripts = {
-            name: self._redis.register_script(_script(name))
-            for name in ("renew", "record", "withdraw", "bury")
-        }
         self._liveness = Liveness(
             failover_timeout_seconds=scaling.failover_timeout_seconds,
             inactive_threshold_seconds=scaling.inactive_threshold_seconds,
         )
-        self._own_state = RedisState(
-            connected=False,
-            reason="Connecting",
-            message=f"Connecting to Redis at {settings.redis.host}:{settings.redis.port}.",
-            durability=settings.redis.durability,
+        self.link = Link(settings, metrics=metrics, liveness=self._liveness, locate=locate)
+        """To Redis, for whatever is kept beside the registry."""
+        self._redis, self._keys = self.link.redis, self.link.keys
+        self._headcounts = HeadcountExchange(
+            headcount if headcount is not None else Headcount(),
+            redis=self._redis,
+            call=self.link.call,
+            keys=self._keys,
+            instance=this.instance,
+            boot=this.boot,
+            interval_seconds=self._renew_every,
+            draining=draining,
         )
+        self.others = Others(
+            self.link,
+            instance=this.instance,
+            liveness=self._liveness,
+            state=self._state,
+            own=lambda: self._record(self._rooms()),
+        )
+        """Who else there is, and how they are."""
+        self.budget = ReconnectBudget(
+            per_second=settings.rollout.max_reconnects_per_second,
+            ask=self._take_reconnects,
+            instances=lambda: self.others.alive,
+            away=lambda: not self._state().connected,
+        )
+        """What is drawn from before clients are made to reconnect."""
         self._claimed = False
+        self.claim_problem: str | None = (
+            f"The key prefix {settings.redis.key_prefix} is not claimed for this cluster yet."
+            if settings.redis.claim
+            else None
+        )
+        """Why this instance must not use its key prefix (yet)."""
+        self.on_claim: Callable[[str | None], None] = _nothing_with
+        """Called when `claim_problem` has changed."""
         self._holds_lease = False
         self._superseded_by: bytes | None = None
         self._record_wanted = asyncio.Event()
         self._written_at = -float("inf")
         self._written: tuple[int, int, bool] | None = None
         self._memory_refused = False
-        self._fleet: Fleet | None = None
-        self._fleet_read_at = -float("inf")
-        self._reading: asyncio.Task[None] | None = None
         self._tasks: list[asyncio.Task[None]] = []
+        self.on_lease: Callable[[], None] = _nothing
+        """Called when this process has got the lease of its name (again)."""
+        self.describe: Callable[[InstanceRecord], InstanceRecord] = _as_it_is
+        """Adds to this instance's record what others know of it."""
 
     @property
     def redis_state(self) -> RedisState:
         """How this registry's own connection sees Redis."""
-        return self._own_state
+        return self.link.state
 
     @property
     def registered(self) -> bool:
@@ -147,8 +159,16 @@ class Registry:
         """Begin; Redis need not be there yet."""
         self._tasks = [
             asyncio.create_task(self._keep_going(loop), name=f"registry-{loop.__name__}")
-            for loop in (self._keep_lease, self._keep_record, self._keep_clean)
+            for loop in (self._keep_lease, self._keep_record, self._keep_clean, self._keep_headcount)
         ]
+
+    def renew(self, settings: Settings) -> None:
+        """Tell another capacity, and keep to another budget, from now on."""
+        told = self._settings.capacity
+        self._settings = settings
+        self.budget.per_second = settings.rollout.max_reconnects_per_second
+        if settings.capacity != told:
+            self.changed()
 
     def changed(self) -> None:
         """Something others should know at once (a drain began): the record is written now."""
@@ -157,45 +177,28 @@ class Registry:
 
     async def stop(self) -> None:
         """Take this instance out of the registry and end. Takes a second at most where Redis is away."""
-        tasks = [*self._tasks, *([self._reading] if self._reading is not None else [])]
-        self._tasks = []
+        tasks, self._tasks = self._tasks, []
         for task in tasks:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks, self.others.stop(), return_exceptions=True)
         instance = self._this.instance
         try:
             async with asyncio.timeout(1.0):
-                removed = await self._run(
-                    "withdraw",
-                    keys=[self._keys.records, self._keys.lease(instance), self._keys.rooms(instance)],
-                    args=[instance, self._this.boot],
-                )
-            _log.info("instance_withdrawn" if removed else "instance_not_withdrawn")
+                outcome = HOMES_LEFT
+                while outcome == HOMES_LEFT:
+                    outcome = await self.link.run_directory(
+                        "withdraw", instance, self._this.boot, HOMES_FREED_AT_ONCE
+                    )
+            _log.info("instance_withdrawn" if outcome else "instance_not_withdrawn")
         except REDIS_FAILURES as error:
-            # its lease runs out by itself, and another instance cleans up
+            # its lease runs out by itself, and another instance cleans up what is left
             _log.warning("instance_not_withdrawn", reason=state_of(error, self._settings.redis).message)
         self._holds_lease = False
-        await self._redis.aclose()
-        await self._redis.connection_pool.disconnect()
+        await self.link.close()
 
     async def fleet(self) -> Fleet:
         """The fleet now, or as it was last known where Redis is away. Never raises for Redis's sake."""
-        if time.monotonic() - self._fleet_read_at >= FLEET_REUSED_SECONDS:
-            if self._reading is None or self._reading.done():
-                self._reading = asyncio.create_task(self._read_fleet_or_keep(), name="registry-fleet")
-            # shielded: one who asked and went away must not take the answer from the others
-            await asyncio.shield(self._reading)
-        fleet = self._fleet
-        if fleet is None:
-            record = msgspec.structs.replace(self._record(self._rooms()), alive=True)
-            return Fleet(
-                instance=self._this.instance,
-                redis=self._state(),
-                as_of=0.0,
-                totals=Totals(instances=1, connections=record.connections, rooms=record.rooms),
-                instances=[record],
-            )
-        return msgspec.structs.replace(fleet, redis=self._state())
+        return await self.others.fleet()
 
     async def _keep_going(self, loop: Callable[[], Awaitable[None]]) -> None:
         while True:
@@ -216,7 +219,7 @@ class Registry:
                 await self._renew()
             except REDIS_FAILURES as error:
                 failures += 1
-                self._failed(error)
+                self.link.failed(error)
                 await asyncio.sleep(self._retry_delay(failures))
             else:
                 failures = 0
@@ -228,7 +231,10 @@ class Registry:
 
     async def _renew(self) -> None:
         scaling = self._settings.scaling
-        outcome, holder = await self._run(
+        if not await self._claim_prefix():
+            self._holds_lease = False
+            return
+        outcome, holder = await self.link.run(
             "renew",
             keys=[self._keys.lease(self._this.instance)],
             args=[
@@ -238,7 +244,7 @@ class Registry:
             ],
         )
         self._claimed = True
-        self._succeeded()
+        self.link.succeeded()
         if outcome == b"superseded":
             if self._superseded_by != holder:
                 _log.error(
@@ -258,6 +264,30 @@ class Registry:
             self._holds_lease = True
             self.changed()
             _log.info("lease_acquired", boot=self._this.boot)
+            self.on_lease()
+
+    async def _claim_prefix(self) -> bool:
+        """Whether the key prefix is this cluster's: two on one prefix would mix rooms and records."""
+        redis = self._settings.redis
+        if not redis.claim:
+            return True
+        lifetime_ms = round(self._settings.scaling.failover_timeout_seconds * 1000)
+        holder = await self.link.run("claim", keys=[self._keys.claim], args=[redis.claim, lifetime_ms])
+        mine = bool(holder == redis.claim.encode())
+        problem = (
+            None
+            if mine
+            else f"Another cluster, {holder.decode(errors='replace')}, uses the key prefix "
+            f"{redis.key_prefix} on this Redis: give this one a TABLEFORGE_REDIS_KEY_PREFIX of its own, "
+            "or end the other."
+        )
+        if problem != self.claim_problem:
+            if problem is not None:
+                self.link.succeeded()  # Redis does answer
+                _log.error("prefix_claimed", by=holder.decode(errors="replace"), prefix=redis.key_prefix)
+            self.claim_problem = problem
+            self.on_claim(problem)
+        return mine
 
     # --- the record --------------------------------------------------------------------------------------
 
@@ -278,7 +308,7 @@ class Registry:
             try:
                 await self._write_record()
             except REDIS_FAILURES as error:
-                self._failed(error)
+                self.link.failed(error)
 
     def _moved(self) -> bool:
         if self._written is None:
@@ -297,7 +327,7 @@ class Registry:
         fields = msgspec.to_builtins(record)
         del fields["alive"], fields["updatedAt"]  # for the reader, and for Redis's clock
         try:
-            written = await self._run(
+            written = await self.link.run(
                 "record",
                 keys=[self._keys.records, self._keys.lease(instance)],
                 args=[instance, self._this.boot, msgspec.json.encode(fields), RECORDS_KEPT_SECONDS * 1000],
@@ -328,7 +358,7 @@ class Registry:
             + scaling.inactive_threshold_seconds
         )
         if not rooms:
-            await self._call(self._redis.delete(current))
+            await self.link.call(self._redis.delete(current))
             return
         # built aside and swapped in, so that no reader ever counts half of them
         pipeline = self._redis.pipeline(transaction=True)
@@ -337,12 +367,12 @@ class Registry:
             pipeline.pfadd(upcoming, *rooms[start : start + _ROOMS_PER_CALL])
         pipeline.rename(upcoming, current)
         pipeline.pexpire(current, round(lifetime_seconds * 1000))
-        await self._call(pipeline.execute())
+        await self.link.call(pipeline.execute())
 
     def _record(self, rooms: list[tuple[str, int]]) -> InstanceRecord:
         metrics = self._metrics
         heaviest = heapq.nlargest(HEAVIEST_ROOMS, rooms, key=operator.itemgetter(1))
-        return InstanceRecord(
+        record = InstanceRecord(
             instance=self._this.instance,
             boot=self._this.boot,
             version=self._this.version,
@@ -350,14 +380,28 @@ class Registry:
             updated_at=0.0,
             connections=metrics.connections,
             rooms=metrics.rooms,
-            capacity=self._settings.websocket.max_connections,
+            capacity=self._settings.capacity,
             draining=self._draining(),
             alive=False,
             memory_bytes=resident_memory_bytes(),
             messages_received=metrics.messages_received.total,
             messages_sent=metrics.messages_sent.total,
             heaviest_rooms=[RoomLoad(room=room, members=members) for room, members in heaviest],
+            redis_password=self._settings.redis.password.number(),
         )
+        return self.describe(record)
+
+    async def _keep_headcount(self) -> None:
+        while True:
+            if self._holds_lease:
+                try:
+                    await self._headcounts.exchange()
+                except REDIS_FAILURES as error:
+                    self._headcounts.failed()
+                    self.link.failed(error)
+            else:
+                self._headcounts.failed()
+            await self._headcounts.wait()
 
     # --- the others --------------------------------------------------------------------------------------
 
@@ -367,145 +411,27 @@ class Registry:
             # spread out: a fleet that was rolled out together would otherwise do this together
             await asyncio.sleep(random.uniform(0.9, 1.0) * interval)  # noqa: S311
             try:
-                await self._clean_up()
+                await self.others.clean_up()
             except REDIS_FAILURES as error:
-                self._failed(error)
+                self.link.failed(error)
 
-    async def _clean_up(self) -> None:
-        """Names and leases only: whole records would be a megabyte per hundred instances."""
-        stored: list[bytes] = await self._call(self._redis.hkeys(self._keys.records))
-        names = [name.decode("utf-8", "replace") for name in stored]
-        redis_time, leases = await self._leases(names)
-        verdict = self._liveness.judge(
-            known=frozenset(names),
-            leased=frozenset(leases),
-            redis_time=redis_time,
-            monotonic=time.monotonic(),
-        )
-        for name in sorted(verdict.died):
-            _log.warning("instance_died", died=name)
-        if verdict.withheld == "over_half_missing":
-            _log.warning("judgement_withheld", reason=verdict.withheld, known=len(names), leased=len(leases))
-        for name in sorted(verdict.expired):
-            buried = await self._run(
-                "bury",
-                keys=[self._keys.records, self._keys.lease(name), self._keys.rooms(name)],
-                args=[name],
-            )
-            if buried:
-                _log.info("instance_removed", removed=name)
-
-    async def _read_fleet_or_keep(self) -> None:
-        try:
-            self._fleet = await self._read_fleet()
-        except REDIS_FAILURES as error:
-            self._failed(error)
-        self._fleet_read_at = time.monotonic()
-
-    async def _read_fleet(self) -> Fleet:
-        stored: dict[bytes, bytes] = await self._call(self._redis.hgetall(self._keys.records))
-        records: dict[str, _StoredRecord] = {}
-        for field, text in stored.items():
-            instance = field.decode("utf-8", "replace")
-            try:
-                records[instance] = _STORED.decode(text)
-            except msgspec.MsgspecError as error:
-                # written by another version: one record less is better than no fleet
-                _log.warning("record_not_understood", of=instance, error=error)
-        redis_time, leases = await self._leases(list(records))
-        leased = frozenset(name for name, boot in leases.items() if records[name].boot == boot)
-        verdict = self._liveness.judge(
-            # a process that holds a name's lease and hasn't written its record yet is not missing
-            known=frozenset(records) - (frozenset(leases) - leased),
-            leased=leased,
-            redis_time=redis_time,
-            monotonic=time.monotonic(),
-        )
-        for name in sorted(verdict.died):
-            _log.warning("instance_died", died=name)
-        alive = [records[name] for name in records if name in verdict.alive]
-        return Fleet(
-            instance=self._this.instance,
-            redis=self._state(),
-            as_of=redis_time,
-            totals=Totals(
-                instances=len(alive),
-                connections=sum(record.connections for record in alive),
-                rooms=await self._distinct_rooms(alive),
-            ),
-            instances=[
-                msgspec.structs.replace(records[name], alive=name in verdict.alive)
-                for name in sorted(records)
-            ],
-        )
-
-    async def _leases(self, names: list[str]) -> tuple[float, dict[str, str]]:
-        """Redis's clock, and who of `names` holds a lease with which boot id."""
-        pipeline = self._redis.pipeline(transaction=False)
-        pipeline.time()
-        if names:
-            pipeline.mget([self._keys.lease(name) for name in names])
-        (seconds, micros), *rest = await self._call(pipeline.execute())
-        boots: list[bytes | None] = rest[0] if rest else []
-        leases = {name: boot.decode() for name, boot in zip(names, boots, strict=True) if boot is not None}
-        return float(seconds + micros / 1e6), leases
-
-    async def _distinct_rooms(self, alive: list[_StoredRecord]) -> int:
-        counts = [record.rooms for record in alive]
-        if len(counts) < 2:
-            return sum(counts)
-        estimate = int(
-            await self._call(self._redis.pfcount(*(self._keys.rooms(record.instance) for record in alive)))
-        )
-        # each instance's own count is exact, which bounds the estimate from both sides
-        return min(max(estimate, *counts), sum(counts))
-
-    # --- the connection ----------------------------------------------------------------------------------
-
-    async def _run(self, script: str, *, keys: list[str], args: list[Any]) -> Any:
-        return await self._call(self._scripts[script](keys=keys, args=args))
-
-    async def _call(self, call: Awaitable[Any]) -> Any:
-        try:
-            answer = await call
-        finally:
-            # Before Python 3.12 `asyncio.wait_for`, with which redis-py writes, can swallow a cancellation:
-            # without this the instance now and then would not end.
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                raise asyncio.CancelledError
-        self._liveness.redis_answered(monotonic=time.monotonic())
-        return answer
-
-    def _connected(self) -> None:
-        self._liveness.redis_failed()
-
-    def _succeeded(self) -> None:
-        if not self._own_state.connected:
-            redis = self._settings.redis
-            self._own_state = RedisState(
-                connected=True,
-                reason="Connected",
-                message=f"Redis at {redis.host}:{redis.port} answers.",
-                durability=redis.durability,
-            )
-            _log.info("redis_connected")
-
-    def _failed(self, error: BaseException) -> None:
-        self._liveness.redis_failed()
-        self._metrics.heartbeats_failed += 1
-        state = state_of(error, self._settings.redis)
-        if self._own_state.reason != state.reason:
-            _log.warning("redis_lost", reason=state.reason, message=state.message)
-        self._own_state = state
+    async def _take_reconnects(self, rate: float, most: float, wanted: int) -> int:
+        return int(await self.link.run("reconnects", keys=[self._keys.reconnects], args=[rate, most, wanted]))
 
     def _state(self) -> RedisState:
-        return self._path_state() if self._path_state is not None else self._own_state
+        return self._path_state() if self._path_state is not None else self.link.state
 
 
-def _script(name: str) -> str:
-    folder = resources.files("tableforge_dataplane.registry") / "scripts"
-    return (folder / f"{name}.lua").read_text(encoding="utf-8")
+def _as_it_is(record: InstanceRecord) -> InstanceRecord:
+    return record
+
+
+def _nothing() -> None:
+    return None
+
+
+def _nothing_with(_problem: str | None) -> None:
+    return None
 
 
 def _moved(before: int, now: int) -> bool:

@@ -6,30 +6,24 @@ holds another history than the one that was delivered, told to the members as `r
 """
 
 import asyncio
+import contextlib
+import time
 from collections.abc import Callable
-from typing import Final, Literal, Protocol
+from typing import Final, Protocol
 
 from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.entries import Entry, MalformedEntryError, Position, from_channel
-from tableforge_dataplane.broker.recovery import LogPage, LogReader
+from tableforge_dataplane.broker.recovery import LogReader
+from tableforge_dataplane.contract.room_options import RoomOptions, RoomRules
 from tableforge_dataplane.contract.settings import RoomSettings
+from tableforge_dataplane.observability.lasting import keep_going
 from tableforge_dataplane.observability.logging import EventLog
-from tableforge_dataplane.observability.metrics import OTHER, Metrics
+from tableforge_dataplane.observability.metrics import MAX_MESSAGE_TYPES, OTHER, SAMPLED_EVERY, Metrics
+from tableforge_dataplane.rooms.catching_up import CatchingUp
+from tableforge_dataplane.rooms.following import EVERYTHING, Following
+from tableforge_dataplane.rooms.history import HistoryReader
 from tableforge_dataplane.rooms.outlet import Outlet, Turn
 from tableforge_dataplane.rooms.room import Member, Occupant, Room
-
-SYNC_COUNT: Final = 100
-"""Entries read at once where a room catches up with its log."""
-
-PAGE_SIZE: Final = 64
-"""Members who recover read the log in pages with fixed borders, so that they share the reads."""
-
-PAGES_KEPT: Final = 16
-
-PAGE_BYTES: Final = 65_536
-"""About how much a recovering member is given before its socket has to drain."""
-
-SOCKET_FULL_BYTES: Final = 65_536
 
 JOIN_TIMEOUT_SECONDS: Final = 5.0
 
@@ -38,8 +32,8 @@ TICK_SECONDS: Final = 1.0
 ROOMS_PER_SLICE: Final = 200
 """The check of all rooms gives way to other work after so many."""
 
-Loss = Literal["trimmed", "log_lost", "forked"]
-ResetReason = Literal["log_lost", "forked"]
+TIMED: Final = SAMPLED_EVERY - 1
+"""One burst in so many is timed, from its last message's `ts` on."""
 
 _log = EventLog("hub")
 
@@ -63,13 +57,33 @@ class Hub:
         self._rooms: dict[str, Room] = {}
         self._by_channel: dict[bytes, Room] = {}
         self._bursting: list[Room] = []
+        self._bursts = 0
+        self._doubtful = asyncio.Event()
+        """Set where the rooms are to be compared with their logs before it is time."""
         self._tasks: list[asyncio.Task[None]] = []
         self._channels: Channels
-        self._reader: LogReader
-        self._address: Callable[[str], RoomAddress]
+        self.reader: LogReader
+        self.history: HistoryReader
+        self.address: Callable[[str], RoomAddress]
         self._publish_head: Callable[[RoomAddress], bytes]
+        self._rules: Callable[[], RoomRules]
         self.quiet: dict[bytes, Occupant] = {}
         """Publications under way from here whose sender wants no copy, by origin."""
+        self.others: dict[bytes, Callable[[bytes], None]] = {}
+        """Who gets what comes in channels that are no room's."""
+        self.on_presence: Callable[[str, Entry], None] = _nobody_cares
+        """Called with what a room's channel says of who is there."""
+        self.on_entered: Callable[[str], None] = _whatever
+        """Called with a room that has its first member here. (Not a personal log, as the next.)"""
+        self.on_emptied: Callable[[str], None] = _whatever
+        """Called with a room that has no member here any more."""
+        self._following = Following(metrics=metrics)
+        self._following.deliver = self._deliver
+        self._following.end_burst = self.on_messages_end
+        self._catching_up = CatchingUp(metrics=metrics, quiet=self.quiet)
+        self._catching_up.sync = self._following.sync
+        self._catching_up.count = self._count
+        self._following.in_step = self._catching_up.look_at_waiting
 
     def attach(
         self,
@@ -78,18 +92,25 @@ class Hub:
         reader: LogReader,
         address: Callable[[str], RoomAddress],
         publish_head: Callable[[RoomAddress], bytes],
+        rules: Callable[[], RoomRules],
     ) -> None:
         """Tell it about the broker, which in turn was told about the hub."""
         self._channels = channels
-        self._reader = reader
-        self._address = address
+        self.reader = self._following.reader = self._catching_up.reader = reader
+        self.address = address
         self._publish_head = publish_head
+        self._rules = rules
+        self.history = HistoryReader(rooms=self._rooms, reader=reader, address=address, options=self.options)
+
+    def options(self, room_name: str) -> RoomOptions:
+        """What holds for a room of this name, whether it has members here or not."""
+        return self._rules().of(room_name)
 
     def start(self) -> None:
         """Begin to compare rooms with their logs from time to time."""
         self._tasks = [
-            asyncio.create_task(self._check_rooms(), name="hub-check"),
-            asyncio.create_task(self._tick_forever(), name="hub-tick"),
+            asyncio.create_task(keep_going(self._check_rooms, log=_log), name="hub-check"),
+            asyncio.create_task(keep_going(self._tick_forever, log=_log), name="hub-tick"),
         ]
 
     async def stop(self) -> None:
@@ -99,8 +120,13 @@ class Hub:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def loads(self) -> list[tuple[str, int]]:
-        """Every room with members here, and how many."""
-        return [(room.name, len(room.members)) for room in self._rooms.values()]
+        """Every room with members here, and how many. Personal logs are nobody else's business."""
+        return [(room.name, len(room.members)) for room in self._rooms.values() if not room.personal]
+
+    def occupants(self, room_name: str) -> list[Occupant]:
+        """Who is in the room, or on the way into it."""
+        room = self._rooms.get(room_name)
+        return list(room.members) if room is not None else []
 
     # Members
 
@@ -112,12 +138,14 @@ class Hub:
         room = self._rooms.get(room_name)
         if room is None:
             room = self._open(room_name)
+            if not room.personal:
+                self.on_entered(room_name)
         member = Member(occupant=occupant, room=room, asked=asked, request=request)
         room.members[occupant] = member
         if room.known and not room.syncing and not room.sync_wanted:
-            self._step(member)
+            self._catching_up.step(member)
         else:
-            self._wait(member)
+            self._catching_up.wait(member)
         return member
 
     def leave(self, member: Member) -> None:
@@ -130,22 +158,60 @@ class Hub:
         if not room.members and self._rooms.get(room.name) is room:
             del self._rooms[room.name]
             del self._by_channel[room.address.channel]
+            room.closed = True
             self._channels.unsubscribe(room.address.channel)
             self._metrics.rooms = len(self._rooms)
+            if not room.personal:
+                self.on_emptied(room.name)
 
     def _open(self, name: str) -> Room:
-        address = self._address(name)
-        room = Room(address, publish_head=self._publish_head(address))
+        room = self._new(name)
+        self._metrics.rooms = len(self._rooms)
+        self._channels.subscribe(room.address.channel)
+        return room
+
+    def _new(self, name: str) -> Room:
+        address = self.address(name)
+        room = Room(address, publish_head=self._publish_head(address), options=self.options(name))
         room.kept_at = self._loop.time()
         self._rooms[name] = room
         self._by_channel[address.channel] = room
-        self._metrics.rooms = len(self._rooms)
-        self._channels.subscribe(address.channel)
         return room
 
-    def _wait(self, member: Member) -> None:
-        member.since = self._loop.time()
-        member.room.waiting.append(member)
+    def renew(self, settings: RoomSettings) -> None:
+        """Compare rooms with their logs as often as these settings say, from the next time on."""
+        self._settings = settings
+
+    def renew_options(self) -> None:
+        """Rooms' options may have changed: see which, and tell the members."""
+        for room in list(self._rooms.values()):
+            options = self.options(room.name)
+            if options == room.options:
+                continue
+            if options.volatile != room.options.volatile:
+                self._begin_anew(room)
+            else:
+                room.options = options
+                room.address = self.address(room.name)
+                room.publish_head = self._publish_head(room.address)
+            for member in list(self._rooms[room.name].members.values()):
+                member.occupant.on_options(member)
+
+    def _begin_anew(self, old: Room) -> None:
+        """A room gets a log, or loses it: what follows does not continue what came before."""
+        old.closed = True
+        room = self._new(old.name)
+        room.subscribed = old.subscribed
+        for member in list(old.members.values()):
+            member.room = room
+            room.members[member.occupant] = member
+            if not member.joined:
+                self._catching_up.wait(member)
+            elif room.options.volatile:
+                room.admit(member)
+                member.occupant.on_reset(member, room.position, "log_lost")
+        if room.subscribed:
+            self.on_subscribed(room.address.channel)
 
     # What arrives
 
@@ -153,11 +219,15 @@ class Hub:
         """From the subscriber. (1.4 µs a message beside its recipients: `benchmarks/steps.py`.)"""
         room = self._by_channel.get(channel)
         if room is None:
-            return  # left a moment ago
+            other = self.others.get(channel)
+            if other is not None:
+                other(payload)
+            return  # or a room that was left a moment ago
         try:
             entry = from_channel(payload)
         except MalformedEntryError as error:
             _log.error("channel_malformed", error, room=room.name)
+            self._metrics.messages_dropped.add("malformed")
             return
         if entry.seq == room.seq + 1 and entry.prev == room.tag:
             self._deliver(room, entry)
@@ -179,10 +249,13 @@ class Hub:
         if room is None:
             return
         room.subscribed = True
-        if room.known:
-            self._sync(room)
+        if room.options.volatile:
+            room.seq = 0
+            self._catching_up.look_at_waiting(room)
+        elif room.known:
+            self._following.sync(room)
         else:
-            self._learn(room)
+            self._following.learn(room)
 
     def _deliver(self, room: Room, entry: Entry) -> None:
         room.seq = entry.seq
@@ -220,6 +293,9 @@ class Hub:
         """Encode the burst once for each kind of client and give it to all outlets of that kind."""
         entries = room.burst
         room.burst = []
+        self._bursts += 1
+        if self._bursts & TIMED == 1:
+            self._time(entries[-1])
         turn = self._turn
         for encoder, outlets in room.groups.items():
             data = encoder.messages(room.name, entries)
@@ -228,11 +304,18 @@ class Hub:
                 turn.begin()
             # `Outlet.send`, written out: this loop is what a delivery costs beside its write
             for outlet in outlets:
-                frames = outlet.frames
-                if not frames:
+                if outlet.first:
+                    outlet.send(data)
+                else:
+                    outlet.first = data
                     dirty.append(outlet)
-                frames.append(data)
             self._count(entries, len(outlets))
+
+    def _time(self, entry: Entry) -> None:
+        try:
+            self._metrics.delivery_seconds.observe(time.time() - float(entry.ts))
+        except ValueError:
+            _log.error("time_malformed", ts=entry.ts[:32])
 
     def _spread_but(self, room: Room, entries: list[Entry], but: Outlet | None) -> None:
         for encoder, outlets in room.groups.items():
@@ -244,341 +327,51 @@ class Hub:
 
     def _count(self, entries: list[Entry], recipients: int) -> None:
         if recipients:
+            sent = self._metrics.messages_sent
             for entry in entries:
-                self._metrics.messages_sent.add(_event_of(entry.body), recipients)
+                body = entry.body
+                # a short way to names that were looked at before
+                name = _names.get(body[10 : body.find(b'"', 10)]) or _event_of(body)
+                sent.add(name, recipients)
 
     def _on_misfit(self, room: Room, entry: Entry) -> None:
+        if entry.seq < 0:
+            self.on_presence(room.name, entry)
+            return
+        if room.options.volatile:
+            # from an instance that has not heard yet that this room has no log
+            self._deliver_volatile(room, entry)
+            return
         if not room.known:
             room.seen = max(room.seen, entry.seq)
             return
         if entry.seq <= room.seq and room.ring.tag_at(entry.seq) == entry.tag:
-            return  # a duplicate
-        room.seen = max(room.seen, entry.seq)
-        self._sync(room)
-
-    # In step with the log
-
-    def _learn(self, room: Room) -> None:
-        """Ask where a new room stands."""
-        if room.opening:
+            self._metrics.messages_dropped.add("duplicate")
             return
-        room.opening = True
-
-        def on_position(position: Position | None) -> None:
-            room.opening = False
-            if self._rooms.get(room.name) is not room:
-                return
-            if position is None:
-                room.sync_wanted = True
-                return
-            room.sync_wanted = False
-            room.seq, room.tag = position.seq, position.tag
-            if room.seen > room.seq:
-                self._sync(room)
-            else:
-                self._look_at_waiting(room)
-
-        self._reader.join(room.address, on_position)
-
-    def _sync(self, room: Room) -> None:
-        """Read what follows the room's position and deliver it."""
-        if room.syncing:
-            room.sync_wanted = True
-            return
-        room.syncing, room.sync_wanted = True, False
-        from_seq = room.seq
-
-        def on_page(page: LogPage | None) -> None:
-            room.syncing = False
-            if self._rooms.get(room.name) is not room:
-                return
-            if page is None:
-                room.sync_wanted = True
-            else:
-                self._synced(room, from_seq, page)
-
-        self._reader.read(room.address, first_seq=from_seq + 1, count=SYNC_COUNT, callback=on_page)
-
-    def _synced(self, room: Room, from_seq: int, page: LogPage) -> None:
-        loss = self._take(room, from_seq, page)
-        self.on_messages_end()
-        if loss is not None:
-            self._rebase(room, loss, page.head)
-        elif len(page.entries) == SYNC_COUNT:
-            self._sync(room)
-        elif room.sync_wanted:
-            # something that did not fit arrived while the log was read
-            room.sync_wanted = False
-            if room.seen > room.seq:
-                self._sync(room)
-            else:
-                self._look_at_waiting(room)
-        else:
-            # what was announced and is not in the log belongs to a history that is gone
-            room.seen = room.seq
-            self._look_at_waiting(room)
-
-    def _take(self, room: Room, from_seq: int, page: LogPage) -> ResetReason | None:
-        """Deliver what continues the room's history. Says why where the log has another."""
-        for entry in page.entries:
-            if entry.seq <= room.seq:
-                known = room.ring.tag_at(entry.seq)
-                if known is not None and known != entry.tag:
-                    return "forked"
-            elif entry.seq != room.seq + 1:
-                return "log_lost"  # trimmed before it was read
-            elif entry.prev != room.tag:
-                return "forked"
-            else:
-                self._deliver(room, entry)
-        head = page.head
-        if head is None or head.seq < from_seq:
-            return "log_lost"
-        if head.seq > room.seq and len(page.entries) < SYNC_COUNT:
-            return "log_lost"
-        known = room.tag if head.seq == room.seq else room.ring.tag_at(head.seq)
-        if known is not None and known != head.tag and head.seq <= room.seq:
-            return "forked"
-        return None
-
-    def _rebase(self, room: Room, reason: ResetReason, head: Position | None) -> None:
-        """The log holds another history: find where both part, tell the members, go on from there."""
-        room.syncing = True
-        if head is None:
-            self._reader.join(
-                room.address, lambda position: self._rebased(room, reason, position, shared=False)
-            )
-            return
-        first = room.ring.first_seq
-        start = first - 1 if first is not None and head.seq >= first - 1 else 0
-
-        def on_page(page: LogPage | None) -> None:
-            if page is None:
-                self._rebased(room, reason, None, shared=False)
-                return
-            position = _parting(room, page)
-            shared = position is not None and room.ring.tag_at(position.seq) == position.tag
-            self._rebased(room, reason, position, shared=shared)
-
-        self._reader.read(room.address, first_seq=start, count=SYNC_COUNT, callback=on_page)
-
-    def _rebased(self, room: Room, reason: ResetReason, position: Position | None, *, shared: bool) -> None:
-        room.syncing = False
-        if self._rooms.get(room.name) is not room:
-            return
-        if position is None:  # Redis is away again
-            room.sync_wanted = True
-            return
-        _log.warning("room_reset", room=room.name, reason=reason, was=str(room.position), now=str(position))
-        self._metrics.resets.add(reason)
-        room.seq, room.tag = position.seq, position.tag
-        room.ring.cut(position)
-        room.pages.clear()
-        room.encoded.clear()
-        room.seen = 0
-        for member in list(room.members.values()):
-            if not member.joined or (shared and not room.is_live(member) and member.seq <= position.seq):
-                continue  # it waits, or reads the part of the log that still holds
-            room.admit(member)
-            member.occupant.on_reset(member, position, reason)
-        self._sync(room)
-
-    # Recovery of members
-
-    def _look_at_waiting(self, room: Room) -> None:
-        waiting, room.waiting = room.waiting, []
-        for member in waiting:
-            self._step(member)
-
-    def _step(self, member: Member) -> None:
-        """Bring a member one page nearer to the present."""
-        room = member.room
-        if member.gone or room.is_live(member):
-            return
-        if not room.known or room.syncing or room.sync_wanted:
-            self._wait(member)
-        elif member.asked is None:
-            self._tell_joined(member, room.position, recovered=None, reason=None)
-            self._admit(member)
-        elif member.seq == room.seq:
-            if member.tag == room.tag:
-                self._caught_up(member)
-            else:
-                self._lost(member, "forked")
-        elif member.seq > room.seq:
-            # Redis may be ahead of what arrived here: look before calling it lost
-            if member.checked:
-                self._lost(member, "log_lost")
-            else:
-                member.checked = True
-                self._wait(member)
-                self._sync(room)
-        else:
-            entries = room.ring.after(member.seq)
-            if entries is not None:
-                self._give(member, entries)
-            else:
-                self._turn_page(member)
-
-    def _turn_page(self, member: Member) -> None:
-        room = member.room
-        number = (member.seq + 1) // PAGE_SIZE
-        page = room.pages.get(number)
-        if page is None:
-            self._read_page(room, number, member)
-        elif page and isinstance(page[0], Member):
-            page.append(member)
-        else:
-            entries = [entry for entry in page if isinstance(entry, Entry) and entry.seq > member.seq]
-            if entries:
-                self._give(member, entries)
-            else:
-                # read before the next one was stored, or trimmed, which another reading shows
-                self._read_page(room, number, member)
-
-    def _read_page(self, room: Room, number: int, member: Member) -> None:
-        waiting: list[Member] = [member]
-        room.pages.pop(number, None)
-        while len(room.pages) >= PAGES_KEPT:
-            room.pages.pop(next(iter(room.pages)))
-        room.pages[number] = waiting
-
-        def on_page(page: LogPage | None) -> None:
-            if room.pages.get(number) is waiting:
-                del room.pages[number]
-                if page is not None:
-                    room.pages[number] = list(page.entries)
-            for waiter in waiting:
-                if waiter.gone:
-                    continue
-                if page is None:
-                    room.sync_wanted = True
-                    self._wait(waiter)
-                else:
-                    self._give(waiter, [entry for entry in page.entries if entry.seq > waiter.seq])
-
-        self._reader.read(
-            room.address,
-            first_seq=number * PAGE_SIZE,
-            last_seq=(number + 1) * PAGE_SIZE - 1,
-            count=PAGE_SIZE,
-            callback=on_page,
-        )
-
-    def _give(self, member: Member, entries: list[Entry]) -> None:
-        """What follows the member's position, as much as its socket takes."""
-        room = member.room
-        if member.gone or room.is_live(member):
-            return
-        if not entries or entries[0].seq != member.seq + 1:
-            self._lost(member, "trimmed")
-            return
-        if entries[0].prev != member.tag:
-            self._lost(member, "forked")
-            return
-        occupant = member.occupant
-        if occupant.outlet.waiting_bytes() > SOCKET_FULL_BYTES:
-            # other rooms of the same client recover too: one at a time
-            occupant.outlet.socket.when_drained(lambda: self._step(member))
-            return
-        if not member.joined:
-            position = Position(member.seq, member.tag)
-            if not self._tell_joined(member, position, recovered=True, reason=None):
-                return
-        part: list[Entry] = []
-        size = 0
-        for entry in entries:
-            if entry.origin[:1] == b"!" and self.quiet.get(entry.origin) is occupant:
-                self._hand_over(member, part)
-                part = []
-                occupant.on_quiet_copy(entry.origin, entry)
-            else:
-                part.append(entry)
-            member.seq, member.tag = entry.seq, entry.tag
-            size += len(entry.body) + 128
-            if size >= PAGE_BYTES:
-                break
-        self._hand_over(member, part)
-        if member.seq == room.seq and not room.syncing:
-            self._caught_up(member)
-        elif occupant.outlet.waiting_bytes() > SOCKET_FULL_BYTES:
-            occupant.outlet.socket.when_drained(lambda: self._step(member))
-        else:
-            self._loop.call_soon(self._step, member)
-
-    def _hand_over(self, member: Member, entries: list[Entry]) -> None:
-        if not entries:
-            return
-        room = member.room
-        outlet = member.occupant.outlet
-        part = (outlet.encoder, entries[0].seq, entries[-1].tag)
-        data = room.encoded.get(part)
-        if data is None:
-            data = outlet.encoder.messages(room.name, entries)
-            while len(room.encoded) >= PAGES_KEPT:
-                room.encoded.pop(next(iter(room.encoded)))
-            room.encoded[part] = data
-        outlet.send(data)
-        self._count(entries, 1)
-
-    def _caught_up(self, member: Member) -> None:
-        room = member.room
-        if member.tag != room.tag:
-            self._lost(member, "forked")
-            return
-        if not member.joined:
-            self._tell_joined(member, room.position, recovered=True, reason=None)
-        self._admit(member)
-
-    def _lost(self, member: Member, loss: Loss) -> None:
-        """The member goes on from the present, and hears it."""
-        room = member.room
-        if member.joined:
-            reason: ResetReason = "forked" if loss == "forked" else "log_lost"
-            self._metrics.resets.add(reason)
-            member.occupant.on_reset(member, room.position, reason)
-        else:
-            self._tell_joined(member, room.position, recovered=False, reason=loss)
-        self._admit(member)
-
-    def _tell_joined(
-        self, member: Member, position: Position, *, recovered: bool | None, reason: Loss | None
-    ) -> bool:
-        """False where it left as soon as it heard that it was in."""
-        member.joined = True
-        if recovered is not None:
-            self._metrics.recoveries.add("recovered" if reason is None else reason)
-        member.occupant.on_joined(member, position, recovered=recovered, reason=reason)
-        return not member.gone
-
-    def _admit(self, member: Member) -> None:
-        room = member.room
-        if member.gone:  # it left as soon as it heard that it was in
-            return
-        room.admit(member)
-        # pages are kept while somebody may need them next
-        if (room.pages or room.encoded) and sum(len(group) for group in room.groups.values()) >= len(
-            room.members
-        ):
-            room.pages.clear()
-            room.encoded.clear()
+        # what is further ahead is in the log by now; anything else tells of another history
+        ahead = entry.seq > room.seq + 1
+        self._following.sync(room, up_to=entry.seq if ahead else EVERYTHING)
 
     # From time to time
 
     def retry(self) -> None:
         """Redis answers again: do now what failed meanwhile."""
         for room in list(self._rooms.values()):
-            if not room.subscribed:
+            if not room.subscribed or room.options.volatile:
                 continue
             if not room.known:
-                self._learn(room)
+                self._following.learn(room)
             elif room.sync_wanted and not room.syncing:
-                self._sync(room)
+                self._following.sync(room)
+
+    def compare(self) -> None:
+        """Redis was away, and readings since then may have been another server's: compare all rooms soon."""
+        self._doubtful.set()
 
     async def _tick_forever(self) -> None:
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            if self._reader.connected:
+            if self.reader.connected:
                 self.retry()
             now = self._loop.time()
             for room in list(self._rooms.values()):
@@ -601,52 +394,36 @@ class Hub:
 
     async def _check_rooms(self) -> None:
         """A missed message shows only when a later one comes: so every room is compared with its log."""
-        lifetime = self._settings.log_max_age_seconds
-        interval = min(self._settings.check_interval_seconds, lifetime / 3)
         while True:
-            await asyncio.sleep(interval)
-            rooms = [room for room in self._rooms.values() if room.known]
+            # a log's keys must not expire under its members
+            most = min(self._settings.check_interval_seconds, self._rules().shortest_age_ms / 3000)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(most):
+                    await self._doubtful.wait()
+            self._doubtful.clear()
+            rooms = [room for room in self._rooms.values() if room.known and not room.options.volatile]
             for start in range(0, len(rooms), ROOMS_PER_SLICE):
-                if not self._reader.connected:
+                if not self.reader.connected:
                     break
                 now = self._loop.time()
                 for room in rooms[start : start + ROOMS_PER_SLICE]:
-                    self._check(room)
-                    if now - room.kept_at > lifetime / 4:
+                    self._following.check(room)
+                    if now - room.kept_at > room.address.limits.max_age_ms / 4000:
                         room.kept_at = now
-                        self._reader.keep(room.address)
+                        self.reader.keep(room.address)
                 await asyncio.sleep(0)
 
-    def _check(self, room: Room) -> None:
-        sent_at = room.seq
 
-        def on_head(head: Position | bool | None) -> None:
-            if head is None or room.syncing or self._rooms.get(room.name) is not room:
-                return
-            if not isinstance(head, Position) or not sent_at <= head.seq <= room.seq:
-                self._sync(room)
-                return
-            known = room.tag if head.seq == room.seq else room.ring.tag_at(head.seq)
-            if known is not None and known != head.tag:
-                self._sync(room)
-
-        if room.known and self._rooms.get(room.name) is room:
-            self._reader.head(room.address, on_head)
+def _nobody_cares(_room: str, _entry: Entry) -> None:
+    return None
 
 
-def _parting(room: Room, page: LogPage) -> Position | None:
-    """Where a room goes on whose log holds another history than the one that was delivered: after the newest
-    message that both have, or else where the log begins."""
-    shared = room.ring.newest_shared(page.entries)
-    if shared is None and page.head is not None and room.ring.tag_at(page.head.seq) == page.head.tag:
-        shared = page.head
-    if shared is not None and shared != room.position:
-        return shared
-    # the log has a hole, or begins later: what comes first after the room's position
-    later = [entry for entry in page.entries if shared is None or entry.seq > room.seq]
-    if later:
-        return Position(later[0].seq - 1, later[0].prev)
-    return page.head
+def _whatever(_room: str) -> None:
+    return None
+
+
+_names: Final[dict[bytes, str]] = {}
+"""Of events, by how they stand in a body; as many as are counted by name."""
 
 
 def _event_of(body: bytes) -> str:
@@ -654,4 +431,7 @@ def _event_of(body: bytes) -> str:
     end = body.find(b'"', 10)
     if end < 0 or body[end - 1 : end] == b"\\":
         return OTHER
-    return body[10:end].decode("utf-8", "replace")
+    name = body[10:end].decode("utf-8", "replace")
+    if len(_names) < MAX_MESSAGE_TYPES:
+        _names[body[10:end]] = name
+    return name

@@ -6,12 +6,23 @@ from typing import Protocol
 
 from tableforge_dataplane.broker.entries import Entry
 from tableforge_dataplane.observability.logging import EventLog
+from tableforge_dataplane.protocol.commands import CommandId
+from tableforge_dataplane.protocol.events import Event
 
 _log = EventLog("outlet")
 
 
 class Encoder(Protocol):
     """Makes the bytes that a kind of client gets; one object a kind, so that it is done once for all."""
+
+    def event(self, event: Event) -> bytes:
+        """A frame for anything else."""
+
+    def ack(self, identifier: CommandId, room: str, seq: int, tag: bytes) -> bytes:
+        """A frame with the `Ack` of a message that has a place in `room`."""
+
+    def parts(self, room: str, entries: list[Entry]) -> list[bytes]:
+        """`entries` as they stand in a `history` event."""
 
     def messages(self, room: str, entries: list[Entry]) -> bytes:
         """Frames for `entries`, which came in this order."""
@@ -41,13 +52,16 @@ class Turn:
         self._loop.call_soon(self.flush)
 
     def flush(self) -> None:
-        """One write for each: nearly all of what a delivery costs (`benchmarks/rooms.py`)."""
+        """One write for each: nearly all of what a delivery costs (`python -m benchmarks --only room-4`)."""
         dirty, self.dirty = self.dirty, []
         for outlet in dirty:
-            frames = outlet.frames
-            if frames:
-                data = frames[0] if len(frames) == 1 else b"".join(frames)
-                frames.clear()
+            data = outlet.first
+            if data:
+                outlet.first = b""
+                more = outlet.more
+                if more is not None:
+                    outlet.more = None
+                    data = b"".join((data, *more))
                 try:
                     outlet.write(data)
                 except RuntimeError as error:
@@ -59,7 +73,7 @@ class Turn:
 class Outlet:
     """One socket as the rooms and the session see it."""
 
-    __slots__ = ("encoder", "frames", "socket", "turn", "write")
+    __slots__ = ("encoder", "first", "more", "socket", "turn", "write")
 
     def __init__(
         self, *, turn: Turn, encoder: Encoder, write: Callable[[bytes], None], socket: Socket
@@ -68,34 +82,53 @@ class Outlet:
         self.encoder = encoder
         self.write = write
         self.socket = socket
-        self.frames: list[bytes] = []
-        """Ready to be written; not empty means: it is in the turn's list."""
+        self.first = b""
+        """Ready to be written; not empty means: it is in the turn's list. (Nearly always this is all there is
+        in a turn: no list is made for it.)"""
+        self.more: list[bytes] | None = None
+        """What follows it."""
 
     def send(self, frame: bytes) -> None:
         """Write `frame` at the end of this turn."""
-        frames = self.frames
-        if not frames:
-            dirty = self.turn.dirty
-            if not dirty:
-                self.turn.begin()
-            dirty.append(self)
-        frames.append(frame)
+        if self.first:
+            if self.more is None:
+                self.more = [frame]
+            else:
+                self.more.append(frame)
+            return
+        self.first = frame
+        dirty = self.turn.dirty
+        if not dirty:
+            self.turn.begin()
+        dirty.append(self)
+
+    def put_first(self, data: bytes) -> None:
+        """Have `data` leave with what is sent next. `flush` has to come before this turn ends."""
+        self.first = data
 
     def waiting_bytes(self) -> int:
         """What the network has not taken yet, this turn's frames included."""
-        return self.socket.buffered_bytes() + sum(map(len, self.frames))
+        waiting = self.socket.buffered_bytes() + len(self.first)
+        return waiting if self.more is None else waiting + sum(map(len, self.more))
+
+    @property
+    def waiting_frames(self) -> int:
+        """How many writes' worth of this turn's frames wait."""
+        return bool(self.first) + (0 if self.more is None else len(self.more))
 
     def flush(self) -> None:
         """Write now what waits: something else is to follow it directly."""
-        if self.frames:
-            data = b"".join(self.frames)
-            self.frames.clear()
+        if self.first:
+            data = b"".join((self.first, *(self.more or ())))
+            self.first = b""
+            self.more = None
             self.write(data)
 
     def close(self) -> None:
         """What comes from now on is dropped."""
         self.write = _drop
-        self.frames.clear()
+        self.first = b""
+        self.more = None
 
 
 def _drop(_data: bytes) -> None:

@@ -1,14 +1,22 @@
 """One room with members on this instance: its position, its members, and what they still have to get."""
 
-from typing import Protocol
+from typing import Final, Protocol
 
 from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.entries import Entry, Position
+from tableforge_dataplane.contract.room_options import RoomOptions
+from tableforge_dataplane.protocol.names import PERSONAL
 from tableforge_dataplane.rooms.outlet import Encoder, Outlet
 from tableforge_dataplane.rooms.ring import Ring
 
+NOWHERE: Final = Position(0, b"0")
+"""The position of a room without a log. (It has no tag itself, so that no message follows it.)"""
+
 UNKNOWN = -1
 """A room's seq before Redis said where the room stands."""
+
+TAKEN_BACK_KEPT: Final = 256
+"""So many messages that a failover took back are remembered, by their positions."""
 
 
 class Occupant(Protocol):
@@ -27,6 +35,9 @@ class Occupant(Protocol):
     def on_join_failed(self, member: "Member") -> None:
         """Redis did not say in time where the room stands: the member is not in."""
 
+    def on_options(self, member: "Member") -> None:
+        """The room's options are others now: see `Room.options`."""
+
     def on_quiet_copy(self, origin: bytes, entry: Entry) -> None:
         """The place in the room's order of a message that this session published and wants no copy of."""
 
@@ -34,7 +45,21 @@ class Occupant(Protocol):
 class Member:
     """One session in one room."""
 
-    __slots__ = ("asked", "checked", "gone", "joined", "occupant", "request", "room", "seq", "since", "tag")
+    __slots__ = (
+        "asked",
+        "beginning",
+        "checked",
+        "gone",
+        "joined",
+        "occupant",
+        "present",
+        "request",
+        "room",
+        "seq",
+        "since",
+        "tag",
+        "writable",
+    )
 
     def __init__(self, *, occupant: Occupant, room: "Room", asked: Position | None, request: object) -> None:
         self.occupant = occupant
@@ -46,7 +71,13 @@ class Member:
         self.seq = asked.seq if asked is not None else 0
         self.tag = asked.tag if asked is not None else b""
         """While it catches up: the last message it was given."""
+        self.beginning: Position | None = None
+        """Of a personal log, where it goes on from instead of the present if `asked` can't be."""
+        self.writable = False
+        """Whether the occupant may publish here; its own to decide, once it is in."""
         self.joined = False
+        self.present = False
+        """Whether it counts in the room's presence; the occupant's own to know."""
         self.checked = False
         """Whether the room was compared with its log for this member, which says to be ahead of it."""
         self.gone = False
@@ -60,31 +91,41 @@ class Room:
     __slots__ = (
         "address",
         "burst",
+        "closed",
         "encoded",
         "groups",
         "kept_at",
         "members",
         "name",
         "opening",
+        "options",
         "pages",
         "publish_head",
         "ring",
         "seen",
         "seq",
+        "shown",
         "subscribed",
         "sync_wanted",
         "syncing",
         "tag",
+        "taken_back",
         "waiting",
     )
 
-    def __init__(self, address: RoomAddress, *, publish_head: bytes) -> None:
+    def __init__(self, address: RoomAddress, *, publish_head: bytes, options: RoomOptions) -> None:
         self.address = address
         self.name = address.room
+        self.shown = PERSONAL if self.name[0] == PERSONAL else self.name
+        """What its members call it."""
+        self.options = options
         self.publish_head = publish_head
         self.seq = UNKNOWN
         self.tag = b""
         self.ring = Ring()
+        self.taken_back: dict[Position, Position] = {}
+        """Messages that were delivered here and are in the log no more, and after which one the log went
+        another way."""
         self.members: dict[Occupant, Member] = {}
         self.groups: dict[Encoder, dict[Outlet, None]] = {}
         """The outlets of members that get messages as they arrive, by what they are encoded with."""
@@ -101,7 +142,9 @@ class Room:
         self.syncing = False
         self.sync_wanted = False
         self.seen = 0
-        """The highest seq that arrived and did not fit."""
+        """How far the log has to be read: the highest seq that arrived and did not fit."""
+        self.closed = False
+        """Whether the last member has left: what comes for it is for nobody."""
         self.kept_at = 0.0
         """Loop time at which its keys' lifetimes were last renewed from here."""
 
@@ -111,9 +154,28 @@ class Room:
         return self.seq != UNKNOWN
 
     @property
+    def personal(self) -> bool:
+        """Whether it is a user's personal log."""
+        return self.name[0] == PERSONAL
+
+    @property
     def position(self) -> Position:
         """Of the last message given to the members."""
-        return Position(self.seq, self.tag)
+        return NOWHERE if self.options.volatile else Position(self.seq, self.tag)
+
+    def take_back(self, position: Position, *, shared: bool) -> None:
+        """The log goes on after `position`, and not as it was delivered. `shared`: up to there it does."""
+        taken_back: dict[Position, Position] = {}
+        if shared:
+            for earlier, parting in self.taken_back.items():
+                taken_back[earlier] = min(parting, position, key=_seq)
+            for entry in self.ring.after(position.seq) or ():
+                taken_back[Position(entry.seq, entry.tag)] = position
+            for earlier in list(taken_back)[:-TAKEN_BACK_KEPT]:
+                del taken_back[earlier]
+        self.taken_back = taken_back
+        self.ring.cut(position)
+        self.seq, self.tag = position.seq, position.tag
 
     def admit(self, member: Member) -> None:
         """From now on the member gets what arrives."""
@@ -133,3 +195,7 @@ class Room:
         """Whether the member gets what arrives, as it arrives."""
         outlet = member.occupant.outlet
         return outlet in self.groups.get(outlet.encoder, ())
+
+
+def _seq(position: Position) -> int:
+    return position.seq

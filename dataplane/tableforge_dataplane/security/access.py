@@ -3,16 +3,8 @@
 import dataclasses
 from typing import Any, Final
 
-CLAIM: Final = "tableforge"
-
-MAX_PATTERNS: Final = 256
-"""Patterns one right may name: each join and publish looks at them all."""
-
-MAX_PATTERN_CHARACTERS: Final = 256
-
-
-class RightsError(ValueError):
-    """A malformed claim; the message names the member and what would be right."""
+from tableforge_dataplane.contract.auth import RightsError, check_rights, parse_rights
+from tableforge_dataplane.contract.patterns import Pattern, matches, parse_pattern
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -24,25 +16,19 @@ class Patterns:
     """
 
     exact: frozenset[str]
-    wild: tuple[tuple[str, ...], ...]
+    wild: tuple[Pattern, ...]
     everything: bool
 
     @classmethod
     def of(cls, patterns: list[str]) -> "Patterns":
         """Raises RightsError for the first pattern that means nothing."""
         exact: set[str] = set()
-        wild: list[tuple[str, ...]] = []
+        wild: list[Pattern] = []
         for pattern in patterns:
-            segments = tuple(pattern.split(":"))
-            for position, segment in enumerate(segments):
-                if "*" not in segment or segment == "*":
-                    continue
-                if segment != "**":
-                    raise RightsError(
-                        f"{pattern!r}: a `*` stands for a whole segment between colons, not for a part"
-                    )
-                if position != len(segments) - 1:
-                    raise RightsError(f"{pattern!r}: `**` may only be the last segment")
+            try:
+                segments = parse_pattern(pattern)
+            except ValueError as error:
+                raise RightsError(str(error)) from None
             if "*" in pattern:
                 wild.append(segments)
             else:
@@ -56,17 +42,7 @@ class Patterns:
         if not self.wild:
             return False
         segments = name.split(":")
-        return any(_matches(pattern, segments) for pattern in self.wild)
-
-
-def _matches(pattern: tuple[str, ...], segments: list[str]) -> bool:
-    if pattern[-1] == "**":
-        if len(segments) < len(pattern):
-            return False
-        pattern = pattern[:-1]
-    elif len(segments) != len(pattern):
-        return False
-    return all(wanted in ("*", segment) for wanted, segment in zip(pattern, segments, strict=False))
+        return any(matches(pattern, segments) for pattern in self.wild)
 
 
 EVERYTHING: Final = Patterns.of(["**"])
@@ -90,9 +66,13 @@ class Rights:
         """Whether the user may publish to `room`."""
         return self.publish.match(room)
 
+    def may_see_presence(self, room: str) -> bool:
+        """Whether the user may see who is in `room`."""
+        return self.presence.match(room)
+
 
 DEFAULT_RIGHTS: Final = Rights(join=EVERYTHING, publish=EVERYTHING, presence=EVERYTHING, direct=NOTHING)
-"""Where a token says nothing, and for clients without a token where none is required."""
+"""What `TABLEFORGE_AUTH_DEFAULT_RIGHTS` says unless it is set."""
 
 
 def rights_of(claim: Any) -> Rights:
@@ -100,28 +80,9 @@ def rights_of(claim: Any) -> Rights:
 
     Raises RightsError where the claim is malformed.
     """
-    if not isinstance(claim, dict):
-        raise RightsError(f"`{CLAIM}` must be an object of lists of patterns")
-    names = [field.name for field in dataclasses.fields(Rights)]
-    # a misspelt right would otherwise silently give nothing, or be believed to
-    for name in claim:
-        if name not in names:
-            raise RightsError(f"`{CLAIM}.{str(name)[:50]}` is not a right: there are {', '.join(names)}")
-    return Rights(**{name: _patterns(name, claim.get(name, [])) for name in names})
+    return Rights(**{name: Patterns.of(patterns) for name, patterns in check_rights(claim).items()})
 
 
-def _patterns(name: str, value: Any) -> Patterns:
-    where = f"`{CLAIM}.{name}`"
-    if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-        raise RightsError(f"{where} must be a list of strings")
-    if len(value) > MAX_PATTERNS:
-        raise RightsError(f"{where} has {len(value)} patterns, {MAX_PATTERNS} are allowed")
-    for entry in value:
-        if not 1 <= len(entry) <= MAX_PATTERN_CHARACTERS:
-            raise RightsError(
-                f"{where} has a pattern that isn't 1 to {MAX_PATTERN_CHARACTERS} characters long"
-            )
-    try:
-        return Patterns.of(value)
-    except RightsError as error:
-        raise RightsError(f"{where}: {error}") from None
+def default_rights(text: str) -> Rights:
+    """What `TABLEFORGE_AUTH_DEFAULT_RIGHTS` gives. Raises RightsError."""
+    return Rights(**{name: Patterns.of(patterns) for name, patterns in parse_rights(text).items()})

@@ -1,6 +1,8 @@
-"""From a token to an identity. HS256 JSON Web Tokens, signed with the key of `JWT_SECRET(_FILE)`."""
+"""From a token to an identity: JSON Web Tokens, signed by a key that this cluster trusts."""
 
+import base64
 import dataclasses
+import json
 import math
 import time
 from collections.abc import Callable
@@ -8,27 +10,26 @@ from typing import Any, Final, Literal
 
 import jwt
 
-from tableforge_dataplane.contract.settings import Secret
-from tableforge_dataplane.security.access import CLAIM, DEFAULT_RIGHTS, Rights, RightsError, rights_of
-from tableforge_dataplane.security.keys import WatchedSecret
-
-ALGORITHM: Final = "HS256"
-
-MIN_KEY_BYTES: Final = 32
-"""RFC 7518, 3.2: a key as long as the hash's output, at least."""
+from tableforge_dataplane.contract.auth import CLAIM, RightsError
+from tableforge_dataplane.contract.settings import AuthSettings
+from tableforge_dataplane.security.access import Rights, default_rights, rights_of
+from tableforge_dataplane.security.jwks import JwksKeys, Log
+from tableforge_dataplane.security.trust import TrustedKeys
+from tableforge_dataplane.security.verification_keys import (
+    MAX_UNNAMED,
+    KeyProblem,
+    VerificationKey,
+    shared_key,
+)
 
 MAX_TOKEN_CHARACTERS: Final = 8192
 """What a header line of most proxies still carries; longer ones are refused before anything is decoded."""
 
 MAX_USER_CHARACTERS: Final = 128
 
-NOT_BEFORE_LEEWAY_SECONDS: Final = 5.0
-"""How far the issuer's clock may be ahead. There is none for `exp`: the session ends at that very moment."""
-
-_KEY_PURPOSE = (
-    "create the Secret that auth.jwtSecretRef names, with a random key of at least 32 bytes "
-    "(for example: openssl rand -hex 32)."
-)
+_SECOND_OPINIONS: Final = ("jku", "x5u", "jwk", "x5c", "crit")
+"""Header members by which a token would say what judges it. `crit` names some that must be heeded: we heed
+none."""
 
 
 class TokenError(Exception):
@@ -55,51 +56,108 @@ class Identity:
 
 
 class TokenVerifier:
-    """Judges tokens by the key as it is now: a rotated key counts within a second."""
+    """Judges tokens by the keys as they are now: a rotated key counts within a second.
+
+    Where keys come from an address, `start()` begins to fetch them, and `stop()` ends that.
+    """
 
     def __init__(
         self,
-        secret: Secret,
+        settings: AuthSettings,
         *,
+        log: Log,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._secret = WatchedSecret(secret, variable="JWT_SECRET", purpose=_KEY_PURPOSE, clock=monotonic)
+        """Raises RightsError where the default rights are malformed, which `environment.read` refuses."""
+        self._settings = settings
         self._clock = clock
-        self._text: str | None = None
-        self._key: bytes | None = None
-        self._key_problem: str | None = None
+        self._default_rights = default_rights(settings.default_rights)
+        self._jwks = JwksKeys(settings, log=log, monotonic=monotonic) if settings.jwks_url else None
+        self._trusted = TrustedKeys(settings, jwks=self._jwks, monotonic=monotonic)
+
+    def renew(self, settings: AuthSettings) -> None:
+        """Other rights for a token without rights of its own. What keys there are is of the start."""
+        self._default_rights = default_rights(settings.default_rights)
+
+    def start(self) -> None:
+        """Begin to fetch what has to be fetched. To be called inside a running event loop."""
+        if self._jwks is not None:
+            self._jwks.start()
+
+    async def stop(self) -> None:
+        """End what `start()` began."""
+        if self._jwks is not None:
+            await self._jwks.stop()
+
+    @property
+    def default_rights(self) -> Rights:
+        """Of a token without rights of its own, and of who needs no token."""
+        return self._default_rights
 
     @property
     def available(self) -> bool:
         """Whether there is a usable key."""
-        return self._current_key() is not None
+        return bool(self._trusted.current())
 
     @property
     def problem(self) -> str | None:
-        """One sentence about what to create or mend; None where there is a usable key."""
-        self._current_key()
-        return self._secret.problem or self._key_problem
+        """What to create or mend, a sentence for each source of keys; None where there is any usable key."""
+        return None if self.available else " ".join(self._trusted.problems())
+
+    def problems(self) -> list[str]:
+        """A sentence for each source of keys that has none, or none that are new."""
+        return self._trusted.problems()
 
     def verify(self, token: str) -> Identity:
-        """Who presents this token. Costs about 45 µs; raises TokenError."""
+        """Who presents this token. Raises TokenError.
+
+        Costs 50 µs with HS256, twice as much with RS256, ES256 and EdDSA, half a millisecond and more with
+        ES384 and ES512.
+        """
         if len(token) > MAX_TOKEN_CHARACTERS:
             raise _refused(f"the token is longer than {MAX_TOKEN_CHARACTERS} characters")
-        key = self._current_key()
-        if key is None:
+        keys = self._trusted.current()
+        if not keys:
             raise TokenError(
                 "unavailable", "This instance has no key to check tokens with yet: try again later."
             )
-        claims = _signed_claims(token, key)
+        claims = self._signed_claims(token, keys)
         expires_at = self._check_times(claims)
+        self._check_origin(claims)
         user = _user_of(claims)
         if CLAIM not in claims:
-            return Identity(user=user, rights=DEFAULT_RIGHTS, expires_at=expires_at)
+            return Identity(user=user, rights=self._default_rights, expires_at=expires_at)
         try:
             rights = rights_of(claims[CLAIM])
         except RightsError as error:
             raise _refused(str(error)) from None
         return Identity(user=user, rights=rights, expires_at=expires_at)
+
+    def _signed_claims(self, token: str, keys: tuple[VerificationKey, ...]) -> dict[str, Any]:
+        header = _header(token)
+        algorithm, kid = header.get("alg"), header.get("kid")
+        candidates = [key for key in keys if key.algorithm == algorithm]
+        if kid is not None:
+            # a key without a name may be the one; one with another name isn't
+            candidates = [key for key in candidates if key.kid is None or key.kid == kid]
+        if len(candidates) > MAX_UNNAMED:
+            raise _refused("the token doesn't name its key, and there are many: put its name into `kid`")
+        for key in candidates:
+            claims = _claims(token, key)
+            if claims is not None:
+                return claims
+        if (
+            self._jwks is not None
+            and kid is not None
+            and not any(key.kid == kid for key in keys)
+            and self._jwks.may_bring_more()
+        ):
+            raise TokenError("unavailable", "The token's key is not known here yet: try again in a moment.")
+        accepted = sorted({key.algorithm for key in keys})
+        if algorithm not in accepted:
+            raise _refused(f"the token's algorithm is not accepted: sign it with {' or '.join(accepted)}")
+        raise _refused("the token's signature does not match: sign it with the key this cluster uses")
 
     def _check_times(self, claims: dict[str, Any]) -> float:
         now = self._clock()
@@ -109,54 +167,58 @@ class TokenVerifier:
         if expires_at <= now:
             raise _refused("the token has expired: get a new one")
         not_before = _time_of(claims, "nbf")
-        if not_before is not None and not_before > now + NOT_BEFORE_LEEWAY_SECONDS:
+        if not_before is not None and not_before > now + self._settings.leeway_seconds:
             raise _refused(
                 "the token is not valid yet (`nbf`): use it later, or set the issuer's clock right"
             )
         return expires_at
 
-    def _current_key(self) -> bytes | None:
-        text = self._secret.current()
-        if text is not self._text:
-            self._text = text
-            self._key_problem = key_problem(text) if text is not None else None
-            self._key = text.encode() if text is not None and self._key_problem is None else None
-        return self._key
+    def _check_origin(self, claims: dict[str, Any]) -> None:
+        issuer, audience = self._settings.issuer, self._settings.audience
+        if issuer and claims.get("iss") != issuer:
+            raise _refused(f"the token is another issuer's: its `iss` must be {issuer}")
+        if audience:
+            named = claims.get("aud")
+            if audience not in (named if isinstance(named, list) else [named]):
+                raise _refused(f"the token is for another audience: its `aud` must name {audience}")
 
 
-def key_problem(key: str) -> str | None:
-    """Why `key` cannot be a key for HS256, in one sentence; None where it can."""
-    try:
-        jwt.get_algorithm_by_name(ALGORITHM).prepare_key(key)
-    except jwt.InvalidKeyError:
-        # whoever signs with a public key's text as the shared key could be anybody: that text is public
-        return (
-            "JWT_SECRET holds a PEM, SSH or JSON Web Key, and HS256 needs a shared random one: put a random "
-            "key of at least 32 bytes into the Secret that auth.jwtSecretRef names."
-        )
-    if len(key.encode()) < MIN_KEY_BYTES:
-        return (
-            f"JWT_SECRET holds a key of {len(key.encode())} bytes: put one of at least {MIN_KEY_BYTES} bytes "
-            "into the Secret that auth.jwtSecretRef names (for example: openssl rand -hex 32)."
-        )
-    return None
-
-
-def mint(key: str, *, user: str, lifetime_seconds: float, rights: dict[str, list[str]] | None) -> str:
+def mint(
+    key: str,
+    *,
+    user: str,
+    lifetime_seconds: float,
+    rights: dict[str, list[str]] | None,
+    settings: AuthSettings | None = None,
+) -> str:
     """A development token for `user`, as an application's own backend would make one.
 
-    `rights` becomes the `tableforge` claim as it is. Raises TokenError where the key or the claims could
-    never be accepted.
+    `rights` becomes the `tableforge` claim as it is; algorithm, issuer and audience are the settings'. Raises
+    TokenError where the key or the claims could never be accepted.
     """
-    problem = key_problem(key)
-    if problem is not None:
-        raise TokenError("unavailable", problem)
+    settings = AuthSettings() if settings is None else settings
+    try:
+        found = shared_key(key, settings.secret_algorithm)
+    except KeyProblem as problem:
+        raise TokenError("unavailable", f"JWT_SECRET {problem}.") from None
     now = int(time.time())
     claims: dict[str, Any] = {"sub": user, "iat": now, "exp": now + math.ceil(lifetime_seconds)}
+    if settings.issuer:
+        claims["iss"] = settings.issuer
+    if settings.audience:
+        claims["aud"] = settings.audience
     if rights is not None:
         claims[CLAIM] = rights
-    token = jwt.encode(claims, key.encode(), algorithm=ALGORITHM)
-    TokenVerifier(Secret(value=key)).verify(token)
+        try:
+            rights_of(rights)
+        except RightsError as error:
+            raise _refused(str(error)) from None
+    _user_of(claims)
+    token = jwt.encode(claims, found.material, algorithm=found.algorithm)
+    if len(token) > MAX_TOKEN_CHARACTERS:
+        raise _refused(
+            f"the token would be longer than {MAX_TOKEN_CHARACTERS} characters: give it less rights"
+        )
     return token
 
 
@@ -164,12 +226,28 @@ def _refused(reason: str) -> TokenError:
     return TokenError("unauthorized", f"{reason[:1].upper()}{reason[1:]}.")
 
 
-def _signed_claims(token: str, key: bytes) -> dict[str, Any]:
+def _header(token: str) -> dict[str, Any]:
+    """Only to choose keys by: PyJWT reads it again, more strictly, when it checks the signature."""
+    segment = token.partition(".")[0]
+    try:
+        header = json.loads(base64.urlsafe_b64decode(segment + "=" * (-len(segment) % 4)))
+    except (ValueError, RecursionError):
+        raise _refused("this is not a JSON Web Token") from None
+    if not isinstance(header, dict) or not isinstance(header.get("kid", ""), str):
+        raise _refused("this is not a JSON Web Token")
+    for name in _SECOND_OPINIONS:
+        if name in header:
+            raise _refused(f"the token has `{name}` in its header: only this cluster's own keys count")
+    return header
+
+
+def _claims(token: str, key: VerificationKey) -> dict[str, Any] | None:
+    """What the token says, if `key` signed it; else None."""
     try:
         claims = jwt.decode(
             token,
-            key,
-            algorithms=[ALGORITHM],
+            key.material,
+            algorithms=[key.algorithm],
             options={
                 # judged here instead: with our own clock, and messages that say what would be right
                 "verify_exp": False,
@@ -182,11 +260,7 @@ def _signed_claims(token: str, key: bytes) -> dict[str, Any]:
             },
         )
     except jwt.InvalidSignatureError:
-        raise _refused(
-            "the token's signature does not match: sign it with the key this cluster uses"
-        ) from None
-    except jwt.InvalidAlgorithmError:
-        raise _refused(f"the token's algorithm is not accepted: sign it with {ALGORITHM}") from None
+        return None
     except (jwt.InvalidTokenError, ValueError, RecursionError):
         # RecursionError: a claim nested thousands deep
         raise _refused("this is not a JSON Web Token") from None

@@ -2,35 +2,66 @@
 
 The library keeps the handshake, control frames, fragments, closing and every unusual frame. What comes a
 thousand times a second are whole text frames: those take a path of their own, straight from `data_received`,
-with the same result and the same close codes.
+with the same result and the same close codes. So does the usual request (`usual`).
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from typing import Any, Final, Protocol
+import ssl
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, Final, Protocol, cast
 
 import msgspec
-from websockets.asyncio.server import Server as WebsocketServer
+from websockets.asyncio.connection import Connection as WebsocketConnection
+from websockets.asyncio.messages import Assembler
 from websockets.asyncio.server import ServerConnection
 from websockets.frames import CloseCode, Frame, Opcode
-from websockets.protocol import OPEN, Event
+from websockets.http11 import Request, Response
+from websockets.protocol import CONNECTING, OPEN, Event
 from websockets.server import ServerProtocol
 from websockets.speedups import apply_mask
 from websockets.streams import StreamReader
 
-from tableforge_dataplane.protocol.commands import Command, Refused
+from tableforge_dataplane.protocol.commands import Command, Publish, Refused
 from tableforge_dataplane.protocol.events import Event as SessionEvent
 from tableforge_dataplane.rooms.outlet import Outlet, Turn
 from tableforge_dataplane.security.tokens import Identity
-from tableforge_dataplane.session.session import Session, Surroundings
+from tableforge_dataplane.session.session import Session
+from tableforge_dataplane.session.surroundings import Surroundings
+from tableforge_dataplane.wire import usual
+from tableforge_dataplane.wire.compression import Encoders
+from tableforge_dataplane.wire.door import Visitor
 from tableforge_dataplane.wire.frames import PING, FrameEncoder
+from tableforge_dataplane.wire.preface import PrefaceError, ProxyPreface, start_tls
 
 CLOSE_TIMEOUT_SECONDS: Final = 5.0
+
+TLS_HANDSHAKE_TIMEOUT_SECONDS: Final = 60.0
+"""Longer than any handshake may take: the one time limit for all of it is the server's."""
+
+MOST_HANDSHAKE_BYTES: Final = 32_768
+"""Of everything that comes before the handshake is done; the library alone would take a megabyte."""
+
+MOST_UNHEARD_BYTES: Final = 262_144
+"""Taken from a client after it was told that its connection is closed: what was on its way, not a flood."""
+
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+)
 
 DRAINED_BYTES: Final = 16_384
 """A socket with less than this waiting takes the next page of a recovery."""
 
 _AT_FRAME_BORDER: Final = StreamReader.at_eof.__code__
+
+
+class _NoMessages:
+    """In the place of the library's queue of messages, which nobody reads here."""
+
+    def close(self) -> None:
+        """As the library calls it."""
+
+
+_NO_MESSAGES: Final = cast("Assembler", _NoMessages())
 
 
 class Decoder(Protocol):
@@ -57,12 +88,24 @@ class Host(Protocol):
     surroundings: Surroundings
     turn: Turn
     decoder: Decoder
-    encoder: FrameEncoder
+    encoders: Encoders
+    handshake_timeout_seconds: float
     max_payload_bytes: int
     write_limit_bytes: int
 
+    def asked(
+        self, connection: "Connection", request: Request
+    ) -> Response | Awaitable[Response | None] | None:
+        """A request came: None lets it in, a response answers it in another way."""
+
     def arriving(self, connection: "Connection") -> bool:
-        """A socket was accepted; False where too many are in their handshakes already."""
+        """A socket was accepted; False where it is to be dropped. Says what comes before its request."""
+
+    def announced(self, connection: "Connection", header: ProxyPreface) -> bool:
+        """What a balancer had to say of it has come; False where it is to be dropped."""
+
+    def dropped(self, reason: str) -> None:
+        """A connection is dropped before its request could be answered."""
 
     def arrived(self, connection: "Connection") -> None:
         """Its handshake is over, one way or the other; may be called twice."""
@@ -86,15 +129,70 @@ class Host(Protocol):
 class Connection(ServerConnection):
     """A `Voice` for its session and a `Socket` for its outlet."""
 
-    def __init__(self, host: Host, protocol: ServerProtocol, server: WebsocketServer, **options: Any) -> None:
-        super().__init__(protocol, server, **options)
+    # beside the library's attributes, which are in a dictionary that would become too large to be shared
+    __slots__ = (
+        "_decode",
+        "_direct",
+        "_drained",
+        "_encoder",
+        "_fragments",
+        "_host",
+        "_is_usual",
+        "_max_bytes",
+        "_too_late",
+        "_unopened_bytes",
+        "_untouched",
+        "guest",
+        "heard",
+        "identity",
+        "refusal",
+        "session",
+        "visitor",
+    )
+
+    # few connections have those, so they are no attributes of each
+    proxy: ProxyPreface | None = None
+    """While a balancer's header has to come first."""
+    tls: ssl.SSLContext | None = None
+    """Where TLS is spoken."""
+    _starting_tls: asyncio.Task[None] | None = None
+    _encrypted = b""
+    """What came before TLS took the socket over."""
+    _early = b""
+    """What came through TLS before this connection had its transport."""
+    _unheard_bytes = 0
+    _was_dropped = False
+    _answering: asyncio.Task[None] | None = None
+    """Where the answer to its request takes time."""
+
+    def __init__(self, host: Host, protocol: ServerProtocol) -> None:
+        super().__init__(
+            protocol,
+            # the library's server makes a task for each connection; this one is asyncio's own
+            cast("Any", None),
+            ping_interval=None,
+            close_timeout=CLOSE_TIMEOUT_SECONDS,
+            write_limit=(host.write_limit_bytes, host.write_limit_bytes // 4),
+        )
+        # the library's waits for this one
+        del self.request_rcvd
         self._host = host
         self._decode = host.decoder.decode
         self._max_bytes = host.max_payload_bytes
         self._direct = False
         """Whether the next byte begins a frame and nothing stands against the short path."""
-        self._fragments: list[bytes] = []
+        self._fragments = bytearray()
+        self._encoder: FrameEncoder
         self._drained: list[Callable[[], None]] = []
+        self._untouched = True
+        """Whether nothing of the request has come."""
+        self._is_usual = False
+        """Whether the request took the short path."""
+        self._unopened_bytes = 0
+        self._too_late: asyncio.TimerHandle | None = None
+        """While its handshake is not over."""
+        self.visitor: Visitor | None = None
+        """As the door sees it, set by the host."""
         self.session: Session | None = None
         self.heard = False
         """Whether anything came since this was last set to False."""
@@ -105,10 +203,50 @@ class Connection(ServerConnection):
 
     # Beginning and end
 
-    def open(self) -> None:
-        """The handshake is done: begin the session."""
+    def _answer(self, request: Request) -> None:
+        """The request is here: carry out the opening handshake.
+
+        The library has a task for each connection, which waits for the request, then for the end; that cost
+        a third of the whole (`python -m benchmarks --only connections`).
+        """
+        response = self._host.asked(self, request)
+        if response is None or isinstance(response, Response):
+            self._respond(request, response)
+        else:
+            self._answering = self.loop.create_task(self._respond_later(request, response))
+
+    async def _respond_later(self, request: Request, answer: Awaitable[Response | None]) -> None:
+        self._respond(request, await answer)
+
+    def _respond(self, request: Request, response: Response | None) -> None:
+        protocol = self.protocol
+        if protocol.state is not CONNECTING or self.gone:
+            return
+        if protocol.eof_sent:
+            # what came right behind the request was no frame, and the library has ended it: nobody hears more
+            self._abort_later()
+            return
+        if response is None and self._is_usual and (accepted := usual.accept(protocol, request)) is not None:
+            self.open(accepted)
+            return
+        self.response = response = response or protocol.accept(request)
+        protocol.send_response(response)
+        if protocol.state is OPEN:
+            self.open(b"".join(protocol.data_to_send()))
+        else:
+            self.send_data()
+            self._abort_later()
+
+    def open(self, response: bytes) -> None:
+        """The handshake is done, its response not yet sent: begin the session."""
         host = self._host
-        outlet = Outlet(turn=host.turn, encoder=host.encoder, write=self.transport.write, socket=self)
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
+        self._encoder = encoder = host.encoders.of(self.protocol.extensions)
+        outlet = Outlet(turn=host.turn, encoder=encoder, write=self.transport.write, socket=self)
+        # the response and what follows it leave in one write
+        outlet.put_first(response)
         session = Session(host.surroundings, outlet=outlet, voice=self)
         self.session = session
         host.arrived(self)
@@ -118,13 +256,24 @@ class Connection(ServerConnection):
             session.refuse_and_close(refusal.code, refusal.message, refusal.close_code, refusal.retry_after)
             return
         session.begin(self.identity, guest=self.guest)
-        # the handshake's response was written in this turn of the loop: both leave in one write
         outlet.flush()
+        # nobody asks for them any more, and garbage collection would look at each of their parts
+        self.request = self.response = None
         self._look_for_border()
+
+    @property
+    def gone(self) -> bool:
+        """Whether the socket is closed."""
+        return self.connection_lost_waiter.done()
 
     def encode(self, event: SessionEvent) -> bytes:
         """For the session."""
-        return self._host.encoder.event(event)
+        return self._encoder.event(event)
+
+    def tell(self, event: SessionEvent) -> None:
+        """Send `event`, where there is still somebody to hear it."""
+        if self.session is not None and not self.session.closed:
+            self.session.send(event)
 
     def close_with(self, code: int, reason: str) -> None:
         """Close in order: what was sent before goes first, then the client has time to answer."""
@@ -164,13 +313,26 @@ class Connection(ServerConnection):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """From the event loop."""
-        super().connection_made(transport)
+        self.transport = cast("asyncio.Transport", transport)
         if not self._host.arriving(self):
+            # before the library makes a task for it
+            self._was_dropped = True
             self.transport.abort()
+            return
+        self.recv_messages = _NO_MESSAGES
+        self.transport.set_write_buffer_limits(self.write_limit_high, self.write_limit_low)
+        self._too_late = self.loop.call_later(self._host.handshake_timeout_seconds, self._abort)
+        if self.tls is not None and self.proxy is None:
+            self._begin_tls(b"")
 
     def connection_lost(self, exc: Exception | None) -> None:
         """From the event loop."""
+        if self._was_dropped or self.gone:
+            return
         super().connection_lost(exc)
+        if self._too_late is not None:
+            self._too_late.cancel()
+            self._too_late = None
         self._direct = False
         self._drained.clear()
         self._host.arrived(self)
@@ -216,8 +378,92 @@ class Connection(ServerConnection):
             self._through_library(data[at:] if at else data)
 
     def _through_library(self, data: bytes) -> None:
+        if self.session is None:
+            data = self._before_open(data)
+            if not data:
+                return
+        elif self.session.closed:
+            self._unheard_bytes += len(data)
+            if self._unheard_bytes > MOST_UNHEARD_BYTES:
+                self.transport.abort()
+                return
+        if self._untouched:
+            self._untouched = False
+            if (request := usual.read(data)) is not None:
+                self._is_usual = True
+                usual.skip_request(self.protocol)
+                self.request = request
+                self._answer(request)
+                return
         super().data_received(data)
         self._look_for_border()
+
+    def _before_open(self, data: bytes) -> bytes:
+        """What of `data` is the library's: not what precedes the request, and not without bound."""
+        self._unopened_bytes += len(data)
+        if self._unopened_bytes > MOST_HANDSHAKE_BYTES:
+            self._host.dropped("handshake_size")
+            if self.request is None and self.protocol.state is CONNECTING and self.tls is None:
+                self.transport.write(_TOO_LARGE)
+                self.transport.close()
+            else:
+                self.transport.abort()
+            return b""
+        if self._starting_tls is not None:
+            if self.transport.get_protocol() is self:
+                self._encrypted += data
+            else:
+                self._early += data
+            return b""
+        proxy = self.proxy
+        if proxy is None:
+            return data
+        try:
+            rest = proxy.feed(data)
+        except PrefaceError as error:
+            self._host.dropped(error.reason)
+            self.transport.abort()
+            return b""
+        if rest is None:
+            return b""
+        self.proxy = None
+        if not self._host.announced(self, proxy):
+            self.transport.abort()
+        elif self.tls is None:
+            return rest
+        else:
+            self._begin_tls(rest)
+        return b""
+
+    def _begin_tls(self, first: bytes) -> None:
+        self._encrypted = first
+        self._starting_tls = self.loop.create_task(self._start_tls())
+
+    async def _start_tls(self) -> None:
+        context = self.tls
+        if context is None:
+            return
+        plain = self.transport
+        try:
+            transport = await start_tls(
+                plain,
+                self,
+                context,
+                first=lambda: self._encrypted,
+                timeout_seconds=TLS_HANDSHAKE_TIMEOUT_SECONDS,
+            )
+        except (OSError, RuntimeError) as error:
+            self._host.dropped("tls")
+            plain.abort()
+            self.connection_lost(error if isinstance(error, OSError) else None)
+            return
+        # from here on everything goes through TLS: what came with the handshake's end first
+        WebsocketConnection.connection_made(self, transport)
+        self._starting_tls = None
+        self._unopened_bytes = 0
+        early, self._early = self._early, b""
+        if early:
+            self.data_received(early)
 
     def _look_for_border(self) -> None:
         """See whether the library has taken whole frames only, so that the short path may go on."""
@@ -226,7 +472,9 @@ class Connection(ServerConnection):
         if session is None or session.closed:
             return
         if protocol.state is not OPEN:
-            # the client closes: the library has answered
+            # the client closes and the library has answered, or it broke the rules and the library has failed
+            if protocol.close_sent is not None and protocol.close_rcvd is None:
+                self._host.closing(self, protocol.close_sent.code)
             session.end()
             self._direct = False
             return
@@ -241,8 +489,11 @@ class Connection(ServerConnection):
 
     def process_event(self, event: Event) -> None:
         """From the library: a request, or a frame that it has parsed."""
-        if self.request is None or not isinstance(event, Frame):
-            super().process_event(event)
+        if isinstance(event, Request):
+            self.request = event
+            self._answer(event)
+            return
+        if not isinstance(event, Frame):
             return
         session = self.session
         if session is None or session.closed:
@@ -253,10 +504,10 @@ class Connection(ServerConnection):
         if event.opcode is Opcode.BINARY:
             self.fail(CloseCode.UNSUPPORTED_DATA, "binary frames are reserved")
         elif event.opcode is Opcode.TEXT or event.opcode is Opcode.CONT:
-            self._fragments.append(bytes(event.data))
+            # together no more than `max_size`, which the library sees to, and any number of them may be empty
+            self._fragments += event.data
             if event.fin:
-                whole = b"".join(self._fragments)
-                self._fragments.clear()
+                whole, self._fragments = bytes(self._fragments), bytearray()
                 self._on_text(whole)
 
     def _on_text(self, payload: bytes) -> bool:
@@ -271,7 +522,11 @@ class Connection(ServerConnection):
                 self.fail(CloseCode.INVALID_DATA, f"{error.reason} at position {error.start}")
                 return False
         command = self._decode(payload)
-        if isinstance(command, msgspec.Struct):
+        if type(command) is Publish:
+            session.handle(command)
+        elif isinstance(command, msgspec.Struct):
+            if type(command) is Refused:
+                session.large_nonsense(len(payload))
             session.handle(command)
         else:
             for each in command:
@@ -281,6 +536,11 @@ class Connection(ServerConnection):
         return not session.closed
 
     # What goes out
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is a session that goes on."""
+        return self.session is not None and not self.session.closed
 
     def buffered_bytes(self) -> int:
         """For the outlet."""
@@ -302,13 +562,13 @@ class Connection(ServerConnection):
     def _write_patiently(self, data: bytes) -> None:
         self.transport.write(data)
         if self.transport.get_write_buffer_size() > self._host.write_limit_bytes:
-            self._too_slow()
+            self.too_slow()
 
     def pause_writing(self) -> None:
         """From the event loop: more waits than the socket's limit."""
         super().pause_writing()
         if not self._drained:
-            self._too_slow()
+            self.too_slow()
 
     def resume_writing(self) -> None:
         """From the event loop."""
@@ -323,7 +583,8 @@ class Connection(ServerConnection):
         for callback in waiting:
             self.loop.call_soon(callback)
 
-    def _too_slow(self) -> None:
+    def too_slow(self) -> None:
+        """Close it as a slow consumer."""
         session = self.session
         if session is None or session.closed:
             return

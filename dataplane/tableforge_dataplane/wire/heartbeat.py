@@ -20,7 +20,7 @@ class Heartbeat:
     def __init__(self, *, interval_seconds: float, timeout_seconds: float) -> None:
         self._interval = interval_seconds
         self._timeout = timeout_seconds
-        # all waits are equally long, so both are in the order of time
+        # all waits are equally long and each begins now, so both are in the order of time
         self._to_ping: dict[Connection, float] = {}
         self._to_judge: dict[Connection, tuple[float, int]] = {}
         self._loop = asyncio.get_running_loop()
@@ -53,19 +53,22 @@ class Heartbeat:
                 connection, (_, buffered) = judged
                 del self._to_judge[connection]
                 self._judge(connection, buffered, now)
+            # judged first: where both waits are equally long, a ping would make it look unheard
             while (pinged := next(iter(self._to_ping.items()), None)) and pinged[1] <= now:
                 connection, _ = pinged
                 del self._to_ping[connection]
-                if _is_open(connection):
+                if not _is_open(connection):
+                    continue
+                # from now on, not from the pong: an interval is what a client is told
+                self._to_ping[connection] = now + self._interval
+                if connection not in self._to_judge:
                     connection.ping_now()
                     self._to_judge[connection] = (now + self._timeout, connection.buffered_bytes())
 
     def _judge(self, connection: Connection, buffered: int, now: float) -> None:
-        if not _is_open(connection):
+        if not _is_open(connection) or connection.heard:
             return
-        if connection.heard:
-            self._to_ping[connection] = now + self._interval
-        elif connection.buffered_bytes() < buffered:
+        if connection.buffered_bytes() < buffered:
             self._to_judge[connection] = (now + self._timeout, connection.buffered_bytes())
         else:
             connection.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")

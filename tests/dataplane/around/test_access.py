@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tableforge_dataplane.security.access import DEFAULT_RIGHTS, Patterns, RightsError, rights_of
+from tableforge_dataplane.contract.auth import RightsError
+from tableforge_dataplane.security.access import DEFAULT_RIGHTS, Patterns, rights_of
 
 
 @pytest.mark.parametrize(

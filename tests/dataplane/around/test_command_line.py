@@ -10,10 +10,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import jwt
 import pytest
 from websockets.asyncio.client import connect
 
-from tableforge_dataplane.contract.settings import Secret, specs
+from tableforge_dataplane.contract.settings import AuthSettings, Secret, specs
+from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.security.tokens import TokenVerifier
 from tests.support.children import Child, free_port
 from tests.support.processes import DataplaneFleet, DataplaneProcess
@@ -78,6 +80,45 @@ def test_help_lists_every_variable_with_its_default() -> None:
         assert "HEARTBEAT_INTERVAL (default: 30000)" in done.stdout
 
 
+def test_every_command_has_help_with_examples() -> None:
+    for command in ("serve", "check", "token", "healthcheck"):
+        done = run(command, "--help")
+        assert (done.returncode, "example" in done.stdout) == (0, True)
+        assert f"tableforge-dataplane {command}" in done.stdout
+
+
+def test_print_config_has_every_setting_that_options_move_too() -> None:
+    done = run("serve", "--print-config", "--port", "4000", "--instances", "3", "--host", "127.0.0.1")
+    lines = dict(line.partition("=")[::2] for line in done.stdout.splitlines())
+    assert (lines["WS_HOST"], lines["WS_PORT"], lines["TABLEFORGE_HTTP_PORT"]) == (
+        "127.0.0.1",
+        "4000",
+        "4003",
+    )
+    for spec, default in specs().values():
+        assert isinstance(default, Secret) or spec.env in lines
+    done = run("serve", "--print-config", "--port", "4000", TABLEFORGE_HTTP_PORT="5000")
+    assert "TABLEFORGE_HTTP_PORT=5000" in done.stdout.splitlines()
+
+
+def test_a_token_lasts_a_day_unless_said_and_suits_the_settings() -> None:
+    environ = {
+        "JWT_SECRET": KEY * 2,
+        "TABLEFORGE_AUTH_SECRET_ALGORITHM": "HS512",
+        "TABLEFORGE_AUTH_ISSUER": "https://me",
+        "TABLEFORGE_AUTH_AUDIENCE": "tables",
+    }
+    done = run("token", "--user", "ada", "--direct", "**", "--presence", "table:*", **environ)
+    text = done.stdout.strip()
+    claims = jwt.decode(text, KEY * 2, algorithms=["HS512"], issuer="https://me", audience="tables")
+    assert claims["exp"] - claims["iat"] == 86_400
+    assert claims["tableforge"] == {"join": [], "publish": [], "presence": ["table:*"], "direct": ["**"]}
+    done = run("token", "--user", "ada", **environ, TABLEFORGE_AUTH_TOKEN_EXPIRY="60000")
+    claims = jwt.decode(done.stdout.strip(), KEY * 2, algorithms=["HS512"], audience="tables")
+    assert claims["exp"] - claims["iat"] == 60
+    assert "tableforge" not in claims
+
+
 def test_the_version_is_told() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout.split()[0]) == (0, "tableforge-dataplane")
@@ -106,7 +147,9 @@ def test_a_development_token_is_one_that_instances_accept(tmp_path: Path) -> Non
     for environ in ({"JWT_SECRET": KEY}, {"JWT_SECRET_FILE": str(file)}):
         done = run("token", "--user", "ada", "--expires", "15m", "--join", "table:*", **environ)
         assert done.returncode == 0, done.stderr
-        identity = TokenVerifier(Secret(value=KEY)).verify(done.stdout.strip())
+        identity = TokenVerifier(AuthSettings(jwt_secret=Secret(value=KEY)), log=EventLog("test")).verify(
+            done.stdout.strip()
+        )
         assert identity.user == "ada"
         assert identity.rights.may_join("table:1")
         assert not identity.rights.may_join("elsewhere")
@@ -157,6 +200,20 @@ async def test_the_health_check_goes_by_the_answer(status: str, code: int) -> No
     assert done.returncode == code, done.stderr
 
 
+async def test_the_health_check_minds_no_file_that_the_instance_does_without(tmp_path: Path) -> None:
+    live = tmp_path / "settings.json"
+    live.write_text("not JSON")
+    async with answering("200 OK") as port:
+        done = await asyncio.to_thread(
+            run,
+            "healthcheck",
+            WS_PORT=str(port),
+            WS_HOST="0.0.0.0",
+            TABLEFORGE_LIVE_SETTINGS_FILE=str(live),
+        )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_health_check_fails_where_nobody_listens() -> None:
     done = run("healthcheck", WS_HOST="127.0.0.1", WS_PORT=str(free_port()))
     assert done.returncode == 1
@@ -180,7 +237,7 @@ async def test_the_health_check_finds_an_instance_that_waits_for_redis(tmp_path:
 
 
 async def until_ready_answers(status: int, instance: DataplaneProcess) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await instance.get("/ready"))[0] != status:  # noqa: ASYNC110 (another process)
             await asyncio.sleep(0.02)
 
@@ -239,7 +296,37 @@ async def test_a_port_that_is_taken_ends_it_with_1_and_last_words(
             ),
         )
         assert await child.ended(20) == 1
-    assert "address already in use" in file.read_text()
+    words = file.read_text()
+    assert "address already in use" in words
+    assert "TABLEFORGE_HTTP_PORT" in words, "which settings say where it listens"
+    log = (tmp_path / "log").read_text()
+    assert words.strip() in log
+    assert "Traceback" not in log
+
+
+async def test_who_does_not_want_to_wait_for_redis_ends_with_what_is_wrong(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    file = tmp_path / "termination-log"
+    file.touch()
+    serve = [COMMAND, "serve", "--termination-log", str(file)]
+    more = {"TABLEFORGE_REDIS_LAZY_CONNECT": "false", "TABLEFORGE_REDIS_CONNECT_TIMEOUT": "500"}
+    more |= {"WS_HOST": "127.0.0.1", "WS_PORT": "0", "TABLEFORGE_HTTP_PORT": "0"}
+    port = free_port()
+    environ = environment(REDIS_HOST="127.0.0.1", REDIS_PORT=str(port), **more)
+    child = Child(serve, log=tmp_path / "log", environ=environ)
+    assert await child.ended(20) == 1
+    assert file.read_text().startswith(f"Redis at 127.0.0.1:{port} cannot be reached")
+    # where Redis answers, it goes on
+    child = Child(serve, log=tmp_path / "log2", environ=environment(**redis_server.environ, **more))
+    try:
+        async with asyncio.timeout(20):
+            while "started" not in {line["event"] for line in events(tmp_path / "log2")}:  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        child.send(signal.SIGTERM)
+        assert await child.ended(20) == 0
+    finally:
+        await child.stop()
 
 
 async def test_a_missing_key_file_is_told_and_waited_for(
@@ -265,6 +352,46 @@ async def test_a_missing_key_file_is_told_and_waited_for(
     file.write_text(KEY)
     await until_ready_answers(200, one)
     assert (await one.get("/health"))[0] == 200
+
+
+@pytest.mark.parametrize("others", [False, True])
+async def test_a_key_file_that_goes_away_later_shows_in_health_until_it_is_back(
+    redis_server: RedisServer, dataplane: DataplaneFleet, tmp_path: Path, others: bool
+) -> None:
+    file = tmp_path / "secret"
+    file.write_text(KEY)
+    [one] = await dataplane(
+        redis_server,
+        1,
+        AUTH_REQUIRED="true",
+        JWT_SECRET_FILE=str(file),
+        TABLEFORGE_AUTH_PREVIOUS_JWT_SECRET="p" * 32 if others else "",
+        TABLEFORGE_MONITORING_HEALTH_CHECK_INTERVAL="100",
+    )
+
+    async def until_health_says(status: str, code: int, problems: list[str]) -> None:
+        async with asyncio.timeout(20):
+            while True:
+                answered, body = await one.get("/health")
+                health = json.loads(body)
+                found = [sentence.partition(":")[0] for sentence in health["problems"]]
+                logged = [line for line in events(one.log) if line["event"] == "health"]
+                told = logged and (logged[-1]["status"], logged[-1].get("problems", []))
+                if (health["status"], answered, found) == (status, code, problems) and told == (
+                    status,
+                    health["problems"],
+                ):
+                    return
+                await asyncio.sleep(0.05)
+
+    await until_health_says("healthy", 200, [])
+    file.unlink()
+    # where there is another key, those who have tokens of that one still get in
+    gone = [f"JWT_SECRET_FILE={file} does not exist"]
+    await until_health_says(*(("healthy", 200) if others else ("degraded", 503)), gone)
+    assert (await one.get("/ready"))[0] == 200
+    file.write_text(KEY)
+    await until_health_says("healthy", 200, [])
 
 
 async def test_settings_without_effect_are_logged(

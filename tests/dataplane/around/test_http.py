@@ -34,8 +34,10 @@ class World:
     def __init__(self) -> None:
         self.redis = UP
         self.missing: str | None = None
+        self._looks = 0
+        self._looked = asyncio.Event()
         self.metrics = Metrics()
-        self.readiness = Readiness([lambda: self.missing, redis_condition(lambda: self.redis)])
+        self.readiness = Readiness([self._look, redis_condition(lambda: self.redis)])
         self.health = InstanceHealth(
             this=ThisInstance(instance="one", boot="b", version="1.2", started_at=0.0),
             readiness=self.readiness,
@@ -43,10 +45,23 @@ class World:
             redis_state=lambda: self.redis,
         )
 
+    async def looked_at(self, *, times: int) -> None:
+        """Wait until somebody has looked so often whether everything is there."""
+        goal = self._looks + times
+        async with asyncio.timeout(30):
+            while self._looks < goal:
+                self._looked.clear()
+                await self._looked.wait()
+
+    def _look(self) -> str | None:
+        self._looks += 1
+        self._looked.set()
+        return self.missing
+
 
 @asynccontextmanager
 async def public(world: World) -> AsyncIterator[int]:
-    public_http = PublicHttp(world.health)
+    public_http = PublicHttp(world.health, instance="instance-1")
 
     def process_request(_connection: ServerConnection, request: Request) -> Response | None:
         return public_http.answer(request)
@@ -62,7 +77,7 @@ async def ask(port: int, text: str) -> tuple[int, dict[str, str], bytes]:
     """Everything that comes back for these bytes, until the server closes."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text.encode())
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         answer = await reader.read()
     writer.close()
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -91,10 +106,10 @@ async def test_an_instance_starts_once_everything_is_there_and_stays_ready() -> 
         assert (await get(port, "/live"))[0] == 200
 
         world.missing = None
-        await asyncio.sleep(0.3)
+        await world.looked_at(times=3)
         assert not starting.done()
         world.redis = UP
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await starting
         assert (await get(port, "/ready"))[0] == 200
         status, _, body = await get(port, "/health")
@@ -180,6 +195,7 @@ async def internal(
     key: Secret = NO_KEY,
     *,
     fleet: Any = None,
+    world: World | None = None,
 ) -> AsyncIterator[tuple[InternalHttp, aiohttp.ClientSession]]:
     async def answer() -> Fleet:
         return FLEET
@@ -187,7 +203,10 @@ async def internal(
     settings = environment.read({"WS_HOST": "127.0.0.1", "TABLEFORGE_HTTP_PORT": "0"})
     settings = dataclasses.replace(settings, http=dataclasses.replace(settings.http, fleet_key=key))
     server = InternalHttp(
-        settings, exposition=Exposition(Metrics(), instance="one"), fleet=answer if fleet is None else fleet
+        settings,
+        exposition=Exposition(Metrics(), instance="one"),
+        fleet=answer if fleet is None else fleet,
+        page=(World() if world is None else world).health.page,
     )
     await server.start()
     try:
@@ -202,6 +221,23 @@ async def test_metrics_are_open() -> None:
         assert answer.status == 200
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         assert "tableforge_websocket_connections_total" in await answer.text()
+
+
+async def test_probes_are_answered_on_the_internal_port_as_on_the_other() -> None:
+    world = World()
+    async with internal(world=world) as (_, client):
+        for path, wanted in (("/live", 200), ("/ready", 503), ("/health", 503)):
+            async with client.get(path) as answer:
+                assert answer.status == wanted
+        await world.readiness.start()
+        async with client.get("/ready") as answer:
+            assert (answer.status, await answer.text()) == (200, "ready\n")
+        async with client.get("/health") as answer:
+            assert answer.status == 200
+            assert msgspec.json.decode(await answer.read(), type=Health).ready
+        world.readiness.drain()
+        async with client.get("/ready") as answer:
+            assert (answer.status, await answer.text()) == (503, "draining\n")
 
 
 async def test_the_fleet_is_off_without_a_key_and_says_so() -> None:
@@ -251,7 +287,7 @@ async def test_a_key_file_may_come_late_and_change(tmp_path: Path) -> None:
             return answer.status
 
     async def until(key: str, wanted: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while await status(key) != wanted:  # noqa: ASYNC110 (a file has no event)
                 await asyncio.sleep(0.05)
 
@@ -292,6 +328,11 @@ async def test_other_paths_and_methods_on_the_internal_port() -> None:
 async def test_a_port_that_is_taken_is_an_error_at_start() -> None:
     async with internal() as (first, _):
         settings = environment.read({"WS_HOST": "127.0.0.1", "TABLEFORGE_HTTP_PORT": str(first.port)})
-        second = InternalHttp(settings, exposition=Exposition(Metrics(), instance="two"), fleet=first._fleet)
+        second = InternalHttp(
+            settings,
+            exposition=Exposition(Metrics(), instance="two"),
+            fleet=first._fleet,
+            page=World().health.page,
+        )
         with pytest.raises(OSError, match="address already in use"):
             await second.start()

@@ -1,5 +1,6 @@
 """Metrics: the guide's names exactly, bounded labels, and what a Prometheus parser reads."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -84,6 +85,19 @@ def test_no_event_name_breaks_the_page(event: str) -> None:
     assert labels["message_type"].encode("utf-8")
 
 
+def test_durations_are_counted_by_their_bounds_and_none_is_negative() -> None:
+    metrics = Metrics()
+    for seconds in (-0.5, 0.0004, 0.001, 0.003, 7.0, 60.0):
+        metrics.publish_ack_seconds.observe(seconds)
+    found = {
+        labels["le"]: value for labels, value in samples(metrics)["tableforge_publish_ack_seconds_bucket"]
+    }
+    assert (found["0.0005"], found["0.001"], found["0.005"]) == (2, 3, 4)
+    assert (found["5"], found["10"], found["+Inf"]) == (4, 5, 6)
+    [(_, total)] = samples(metrics)["tableforge_publish_ack_seconds_sum"]
+    assert total == pytest.approx(67.0044)
+
+
 def test_two_instances_in_one_process_do_not_mix() -> None:
     first, second = Metrics(), Metrics()
     first.connections = 1
@@ -96,7 +110,10 @@ def test_the_documentation_has_every_name() -> None:
     for counts in [getattr(metrics, name) for name in Metrics.__slots__]:
         if hasattr(counts, "add"):
             counts.add("x")
+    metrics.api_calls.record("publish", 200)
     names = {name for name in samples(metrics) if name.startswith("tableforge_")}
     assert len(names) > 10
+    # a histogram is documented by the name that its three kinds of samples share
+    names = {re.sub(r"_seconds_(bucket|count|sum)$", "_seconds", name) for name in names}
     missing = {name for name in names if f"`{name}`" not in documented}
     assert not missing

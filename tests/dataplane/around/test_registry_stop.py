@@ -22,12 +22,12 @@ async def test_a_stop_in_the_middle_of_a_write_ends_it(redis_server: RedisServer
         draining=lambda: False,
     )
     registry.start()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while not registry.registered:  # noqa: ASYNC110  # it has no event for it
             await asyncio.sleep(0.01)
         await registry.fleet()
     registry.changed()
     for _ in range(turns):  # how far the write comes until the stop
         await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await registry.stop()

@@ -11,15 +11,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tableforge_dataplane.contract.settings import Secret
+from tableforge_dataplane.contract.settings import AuthSettings, Secret
+from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.security.tokens import TokenError, TokenVerifier, mint
 
 KEY = "0123456789abcdef0123456789abcdef"
 NOW = 1_800_000_000.0
+LOG = EventLog("test")
 
 
 def verifier(key: str = KEY) -> TokenVerifier:
-    return TokenVerifier(Secret(value=key), clock=lambda: NOW)
+    return TokenVerifier(AuthSettings(jwt_secret=Secret(value=key)), log=LOG, clock=lambda: NOW)
 
 
 def token(claims: dict[str, Any] | None = None, *, key: str = KEY, **header: Any) -> str:
@@ -203,7 +205,12 @@ class FileKey:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.monotonic = 0.0
-        self.verifier = TokenVerifier(Secret(file=path), clock=lambda: NOW, monotonic=lambda: self.monotonic)
+        self.verifier = TokenVerifier(
+            AuthSettings(jwt_secret=Secret(file=path)),
+            log=LOG,
+            clock=lambda: NOW,
+            monotonic=lambda: self.monotonic,
+        )
 
     def accepts(self, text: str) -> bool:
         try:
@@ -287,11 +294,11 @@ def test_the_file_is_looked_at_once_a_second_at_most(tmp_path: Path, monkeypatch
     for step in range(300):
         key.monotonic = step / 100
         assert key.accepts(token())
-    assert looks == 3
+    assert looks == 4, "three looks, and for what the first one found the question whether it is a folder"
 
 
 def test_a_minted_token_is_accepted() -> None:
-    checked = TokenVerifier(Secret(value=KEY))
+    checked = TokenVerifier(AuthSettings(jwt_secret=Secret(value=KEY)), log=LOG)
     assert checked.verify(mint(KEY, user="ada", lifetime_seconds=60, rights=None)).user == "ada"
     narrow = checked.verify(mint(KEY, user="ada", lifetime_seconds=60, rights={"join": ["a"], "publish": []}))
     assert narrow.rights.may_join("a")

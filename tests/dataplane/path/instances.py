@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.registry.registry import ThisInstance, new_boot_id
 from tableforge_dataplane.server import Server
+from tests.support.processes import DataplaneProcess
 from tests.support.redis import RedisServer
 
 Frame = dict[str, Any]
@@ -88,20 +89,20 @@ class Peer:
         """One frame; an array where there is more than one command."""
         await self.socket.send(json.dumps(commands[0] if len(commands) == 1 else commands))
 
-    async def hear(self, *, within: float = 5.0) -> Frame:
+    async def hear(self, *, within: float = 30.0) -> Frame:
         """The next frame."""
         async with asyncio.timeout(within):
             frame = json.loads(await self.socket.recv())
         assert isinstance(frame, dict)
         return frame
 
-    async def hear_type(self, kind: str, *, within: float = 5.0) -> Frame:
+    async def hear_type(self, kind: str, *, within: float = 30.0) -> Frame:
         """The next frame, which must be of this type."""
         frame = await self.hear(within=within)
         assert frame["type"] == kind, frame
         return frame
 
-    async def until(self, kind: str, *, within: float = 10.0) -> Frame:
+    async def until(self, kind: str, *, within: float = 30.0) -> Frame:
         """The next frame of this type; others are skipped."""
         async with asyncio.timeout(within):
             while True:
@@ -128,7 +129,7 @@ class Peer:
             pass
         return ack
 
-    async def messages(self, count: int, *, within: float = 10.0) -> list[Frame]:
+    async def messages(self, count: int, *, within: float = 30.0) -> list[Frame]:
         """The next `count` messages; acknowledgements are skipped, anything else fails."""
         found: list[Frame] = []
         while len(found) < count:
@@ -139,13 +140,27 @@ class Peer:
             found.append(frame)
         return found
 
+    async def own_messages(self, count: int, *, within: float = 30.0) -> list[Frame]:
+        """The next `count` messages and as many acknowledgements, mixed in any way."""
+        found: list[Frame] = []
+        acknowledged = 0
+        while len(found) < count or acknowledged < count:
+            frame = await self.hear(within=within)
+            if frame["type"] == "ack":
+                acknowledged += 1
+                continue
+            assert frame["type"] == "message", frame
+            found.append(frame)
+        assert (len(found), acknowledged) == (count, count)
+        return found
+
     async def silent(self) -> None:
         """Nothing more was on its way when this was called: what comes next is the answer to a ping."""
         await self.say({"type": "ping", "id": "silent"})
         frame = await self.hear()
         assert frame["type"] == "pong", frame
 
-    async def closed(self, *, within: float = 10.0) -> int | None:
+    async def closed(self, *, within: float = 30.0) -> int | None:
         """The close code, once the connection is closed; frames that come first are skipped."""
         async with asyncio.timeout(within):
             try:
@@ -161,11 +176,13 @@ class Peers:
     def __init__(self) -> None:
         self._sockets: list[ClientConnection] = []
 
-    async def __call__(self, server: Server, *, welcome: bool = True, **options: Any) -> Peer:
+    async def __call__(
+        self, server: Server | DataplaneProcess, *, welcome: bool = True, **options: Any
+    ) -> Peer:
         """A connection to `server`; options are `connect`'s."""
         socket = await connect(
             f"ws://127.0.0.1:{server.port}/ws",
-            compression=None,
+            compression=options.pop("compression", None),
             max_queue=None,
             ping_interval=None,
             close_timeout=1,
@@ -185,7 +202,7 @@ class Peers:
             await socket.wait_closed()
 
 
-async def until(condition: Callable[[], bool], *, within: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], *, within: float = 30.0) -> None:
     """Wait until `condition` holds. Raises TimeoutError."""
     async with asyncio.timeout(within):
         while not condition():  # noqa: ASYNC110  # what it waits for is not ours to signal

@@ -11,6 +11,8 @@ import redis.asyncio
 from tableforge_dataplane.broker.recovery import LogReader
 from tests.dataplane.path.instances import Instances, Peer, Peers, until
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import until_called
+from tests.support.versions import every_redis
 
 
 @pytest.fixture
@@ -29,7 +31,7 @@ async def fill(peer: Peer, room: str, count: int, *, data: str = "") -> list[str
     for start in range(0, count, 50):
         for number in range(start, min(count, start + 50)):
             await peer.publish(room, data or number)
-        positions += [message["pos"] for message in await peer.messages(min(50, count - start))]
+        positions += [message["pos"] for message in await peer.own_messages(min(50, count - start))]
     return positions
 
 
@@ -67,6 +69,7 @@ async def test_three_instances_have_one_order(
 
 
 @pytest.mark.parametrize("missed", [0, 1, 30, 64, 65, 128, 500], ids=lambda missed: f"{missed} missed")
+@every_redis
 async def test_a_join_with_a_position_gets_what_was_missed_before_what_is_new(
     redis_server: RedisServer, instances: Instances, peers: Peers, missed: int
 ) -> None:
@@ -154,6 +157,7 @@ async def test_a_hundred_members_who_recover_at_once_share_the_reads(
     assert reads <= 40, "ten pages, some of them read again after they were dropped"
 
 
+@every_redis
 async def test_what_the_log_no_longer_holds_is_trimmed(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
@@ -202,8 +206,9 @@ async def test_a_client_ahead_of_its_instance_is_not_called_lost(
     await bob.join("lobby")
     await fill(ada, "lobby", 1)
     await bob.messages(1)
-    two.broker.subscriber.unsubscribe(two.broker.address("lobby").channel)
-    await asyncio.sleep(0.05)  # nothing tells when Redis has carried that out
+    channel = two.broker.address("lobby").channel
+    two.broker.subscriber.unsubscribe(channel)
+    await until_subscribers(admin, channel, 1)
     newest = (await fill(ada, "lobby", 3))[-1]
     carl = await peers(two)
     assert (await carl.join("lobby", newest))["recovered"] is True
@@ -238,7 +243,7 @@ def _ignore(_subscribed: bool, _channel: bytes) -> None:
 
 
 async def until_subscribers(admin: "redis.asyncio.Redis", channel: bytes, count: int) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while dict(await admin.pubsub_numsub(channel))[channel] != count:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
 
@@ -257,6 +262,7 @@ async def test_a_lost_notification_without_a_next_message_is_found_by_the_check(
     assert [message["seq"] for message in await bob.messages(3)] == [1, 2, 3]
 
 
+@every_redis
 async def test_a_cut_subscription_is_taken_up_again_and_the_log_read_at_once(
     redis_server: RedisServer, instances: Instances, peers: Peers, admin: "redis.asyncio.Redis"
 ) -> None:
@@ -293,6 +299,7 @@ async def test_an_unsubscription_that_nobody_asked_for_is_healed(
     await ada.published("lobby", "still here")
 
 
+@every_redis
 async def test_a_flushed_redis_is_a_reset_and_the_new_history_comes_whole(
     redis_server: RedisServer, instances: Instances, peers: Peers, admin: "redis.asyncio.Redis"
 ) -> None:
@@ -403,17 +410,18 @@ async def test_a_fork_that_goes_unnoticed_by_number_is_noticed_by_tag(
     await asyncio.to_thread(shutil.rmtree, data)
     await asyncio.to_thread(shutil.copytree, tmp_path / "then", data)
     # the second instance finds the other history only once it is longer than its own
-    two.broker._links["subscriber"]._task.cancel()  # type: ignore[union-attr]
+    two.broker.shards[0].links["subscriber"]._task.cancel()  # type: ignore[union-attr]
     await redis_server.start()
     await until(lambda: one.broker.redis_state().connected)
     await ada.join("lobby")
     fresh = await fill(ada, "lobby", 10)
-    two.broker._links["subscriber"].start()
+    two.broker.shards[0].links["subscriber"].start()
     reset = await bob.until("reset")
     assert (reset["reason"], reset["pos"]) == ("forked", shared[-1])
     assert [message["pos"] for message in await bob.messages(10)] == fresh
 
 
+@every_redis
 async def test_a_hole_in_the_log_is_a_reset_and_not_a_loop(
     redis_server: RedisServer, instances: Instances, peers: Peers, admin: "redis.asyncio.Redis"
 ) -> None:
@@ -443,7 +451,8 @@ async def test_a_quiet_room_with_members_does_not_expire(
     ada = await peers(one)
     await ada.join("lobby")
     await fill(ada, "lobby", 1)
-    await asyncio.sleep(2.5)  # longer than the keys live without being kept
+    # three times a second; for longer than the keys live without that
+    await until_called(redis_server, "pexpire", more=10)
     await ada.silent()
     assert (await ada.published("lobby", "still here"))["seq"] == 2
 

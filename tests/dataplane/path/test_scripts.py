@@ -10,9 +10,11 @@ from redis.exceptions import ResponseError
 
 from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.scripts import JOIN, PUBLISH
+from tableforge_dataplane.contract.room_options import LogLimits
+from tableforge_dataplane.contract.settings import RoomSettings
 from tests.support.redis import Binary, RedisServer
 
-ADDRESS = RoomAddress.of("test", "lobby")
+ADDRESS = RoomAddress.of("test", "lobby", LogLimits.of_rooms(RoomSettings()))
 HOUR_MS = 3_600_000
 
 

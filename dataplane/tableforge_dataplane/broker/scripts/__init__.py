@@ -38,3 +38,7 @@ def publish_script(variant: int) -> Script:
 
 PUBLISH = _load("publish")
 JOIN = _load("join")
+RECEIVED = _load("received")
+PRESENCE = _load("presence")
+PRESENCE_BURY = _load("presence_bury")
+PRESENCE_READ = _load("presence_read")

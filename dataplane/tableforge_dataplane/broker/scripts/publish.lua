@@ -7,7 +7,7 @@
 --                        and one field for each idempotency key the log reaches back to
 -- KEYS[2]  log, a stream; an entry is <seq>-<tag> with the fields
 --                        h  "<prev tag> <ts> <origin> <bytes stored before it>", k  its key, m  its body
--- ARGV     1 channel, 2 PUBLISH or SPUBLISH, 3 most messages, 4 most bytes, 5 most ms,
+-- ARGV     1 channel, 2 PUBLISH or SPUBLISH (which Redis 6.2 doesn't have), 3 most messages, 4 most bytes, 5 most ms,
 --          6 tag, 7 origin, 8 key's field, 9 since ("" on a first attempt, else <seq>-<tag>), 10 body
 -- Returns  {seq, tag, 0} stored; {seq, tag, 1} stored before; {-1, "", 0} the key is not there and the log
 --          does not reach back to `since`, so nobody can say whether it was stored: nothing was done.
@@ -69,7 +69,7 @@ if now - expiry > max_age / 16 then
   redis.call('PEXPIRE', log, math.floor(max_age * 1.125))
 end
 
-redis.call(ARGV[2], ARGV[1],
+redis.call(redis.REDIS_VERSION_NUM and ARGV[2] or 'PUBLISH', ARGV[1],
   seq .. ' ' .. tag .. ' ' .. prev .. ' ' .. ts .. ' ' .. ARGV[7] .. ' ' .. body)
 
 -- Trimming is done for many messages at once: 32 by count, an eighth by bytes, a thirty-second by age.

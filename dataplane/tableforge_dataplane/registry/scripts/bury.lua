@@ -1,11 +1,20 @@
--- Removes the record of an instance that was found dead, unless its name lives again.
--- KEYS[1]  the hash of records
--- KEYS[2]  the instance's lease
--- KEYS[3]  the instance's rooms
+-- Removes an instance that was found dead, unless its name lives again: its homes, some at a time, then its record.
+-- KEYS     see directory.lua
 -- ARGV[1]  instance
--- Returns  1 where this call removed it, 0 where it lives or another was faster
-if redis.call('EXISTS', KEYS[2]) == 1 then
-  return 0
+-- ARGV[2]  how many homes at a time
+-- Returns  {what was mended, outcome}: 1 where this call removed the record, 2 where there are homes left to
+--          free, 0 where it lives or another was faster
+local instance = ARGV[1]
+if lives(instance) then
+  return {mended, 0}
 end
-redis.call('DEL', KEYS[3])
-return redis.call('HDEL', KEYS[1], ARGV[1])
+step_down(instance, true)
+local freed = vacate(instance, ARGV[2])
+if freed > 0 then
+  count_moved(nil)
+  return {mended, 2}
+end
+redis.call('HDEL', sound('orders', 'hash'), instance)
+redis.call('HDEL', sound('sheds', 'hash'), instance)
+redis.call('DEL', base .. 'rooms:' .. instance)
+return {mended, redis.call('HDEL', base .. 'records', instance)}

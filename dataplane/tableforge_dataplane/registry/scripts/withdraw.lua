@@ -1,20 +1,30 @@
--- Removes what an instance that stops has in the registry, unless it belongs to a newer process by then.
--- KEYS[1]  the hash of records
--- KEYS[2]  the instance's lease
--- KEYS[3]  the instance's rooms
+-- Removes what an instance that stops has in the registry, unless it belongs to a newer process by then: its
+-- homes some at a time, and its record last, so that others see what is left where it doesn't come to the end.
+-- KEYS     see directory.lua
 -- ARGV[1]  instance
 -- ARGV[2]  boot id of the caller
--- Returns  1 where it was removed
-local holder = redis.call('GET', KEYS[2])
+-- ARGV[3]  how many homes at a time
+-- Returns  {what was mended, outcome}: 1 where it was removed, 2 where there are homes left to free, 0 where it
+--          belongs to another
+--
+-- What it was told to be stays: the container may only have been restarted.
+local instance = ARGV[1]
+local holder = redis.call('GET', base .. 'lease:' .. instance)
 if holder and holder ~= ARGV[2] then
-  return 0
+  return {mended, 0}
 end
 if not holder then
-  local record = redis.call('HGET', KEYS[1], ARGV[1])
-  if not record or cjson.decode(record)['boot'] ~= ARGV[2] then
-    return 0
+  local record = redis.call('HGET', base .. 'records', instance)
+  local readable, fields = pcall(cjson.decode, record or '')
+  if not readable or type(fields) ~= 'table' or fields['boot'] ~= ARGV[2] then
+    return {mended, 0}
   end
 end
-redis.call('DEL', KEYS[2], KEYS[3])
-redis.call('HDEL', KEYS[1], ARGV[1])
-return 1
+redis.call('DEL', base .. 'lease:' .. instance, base .. 'rooms:' .. instance)
+step_down(instance, true)
+if vacate(instance, ARGV[3]) > 0 then
+  count_moved(nil)
+  return {mended, 2}
+end
+redis.call('HDEL', base .. 'records', instance)
+return {mended, 1}

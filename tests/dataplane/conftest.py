@@ -2,11 +2,21 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import uvloop
 
 from tests.dataplane.path.instances import Instances, Peers
+from tests.support.redis import RedisServer
+
+
+@pytest.fixture
+async def redis_server(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[RedisServer]:
+    """A running Valkey with `appendfsync always`, or under `every_redis` each server in turn."""
+    async with RedisServer(tmp_path / "redis", binary=getattr(request, "param", "valkey")) as server:
+        yield server
 
 
 @pytest.fixture
@@ -27,6 +37,22 @@ async def peers() -> AsyncIterator[Peers]:
         yield made
     finally:
         await made.close()
+
+
+@pytest.fixture
+async def make_redis(tmp_path: Path) -> AsyncIterator[Callable[..., RedisServer]]:
+    """A server with options of one's own; started by the test."""
+    made: list[RedisServer] = []
+
+    def make(**options: Any) -> RedisServer:
+        made.append(RedisServer(tmp_path / f"redis-{len(made)}", **options))
+        return made[-1]
+
+    try:
+        yield make
+    finally:
+        for server in made:
+            await server.stop()
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
