@@ -64,6 +64,17 @@ def test_a_members_own_order() -> None:
     assert entries.check().out_of_order == ["a received a's #1 in r (2-t) after #2 (1-t)"]
 
 
+def test_the_place_of_one_that_nobody_could_tell_about_was_not_promised() -> None:
+    entries = Book(["a"], ["r"])
+    entries.got["a", "r"] = [got(A2, 1), got(A1, 2)]
+    entries.unknown[A1] = "closed: gone"
+    assert entries.check().out_of_order
+    entries.unknown[A1] = "unknown_key: who knows"
+    assert not entries.check().out_of_order
+    entries.got["a", "r"] = [got(A2, 1), got(A1, 3)]
+    assert entries.check().out_of_order == ["a received 3-t in r after 1-t"]
+
+
 def test_an_acknowledgement_that_says_otherwise() -> None:
     entries = book()
     entries.acks[A2] = Ack(pos="3-u", seq=3)
@@ -88,6 +99,90 @@ def test_gaps_break_the_promise_and_resets_are_told() -> None:
     assert not entries.check().broken
     entries.gaps = {("a", "r"): 1}
     assert entries.check().broken
+
+
+def reset(pos: str, member: str = "b") -> tuple[str, Reset]:
+    return member, Reset(room="r", reason="forked", pos=pos, told_by="reset")
+
+
+def test_what_a_reset_took_back_may_come_again_at_another_place() -> None:
+    entries = book()
+    first, second, third = entries.got["b", "r"]
+    stale = dataclasses.replace(third, pos="2-u", seq=2)
+    again = [dataclasses.replace(one, resets=1) for one in (second, third)]
+    entries.got["b", "r"] = [first, stale, *again]
+    entries.resets.append(reset("1-t"))
+    verdict = entries.check()
+    assert not verdict.broken, verdict.describe()
+    # but not twice after it, nor out of order there
+    entries.got["b", "r"] = [first, stale, *again, again[-1]]
+    assert entries.check().doubled == ["a's #2 in r reached b as 3-t and again as 3-t"]
+    entries.got["b", "r"] = [first, stale, *reversed(again)]
+    assert entries.check().out_of_order == ["b received 2-t in r after 3-t"]
+    # and it has to come
+    entries.got["b", "r"] = [first, stale, again[0]]
+    assert entries.check().contradicted == ["a's #2 in r was acknowledged as 3-t, but reached b as 2-u"]
+
+
+def test_what_a_reset_left_out_was_announced_and_nothing_else() -> None:
+    entries = book()
+    del entries.got["b", "r"][1:]
+    entries.resets.append(reset("2-t"))
+    verdict = entries.check()
+    assert verdict.missed == ["b's #1 in r, acknowledged as 2-t, was announced to b as missing"]
+    assert verdict.lost == ["a's #2 in r, acknowledged as 3-t, never reached b"]
+    entries.resets.append(reset("3-t"))
+    assert not entries.check().broken
+
+
+def test_a_later_reset_that_goes_back_further_excuses_nothing_after_it() -> None:
+    entries = book()
+    del entries.got["b", "r"][1:]
+    entries.resets += [reset("9-u"), reset("1-t")]
+    verdict = entries.check()
+    assert verdict.missed == []
+    assert verdict.lost == [
+        "b's #1 in r, acknowledged as 2-t, never reached b",
+        "a's #2 in r, acknowledged as 3-t, never reached b",
+    ]
+
+
+def test_who_still_holds_what_a_failover_took_back_does_not_have_what_has_its_number_now() -> None:
+    entries = book()
+    newest = entries.newest()
+    assert newest == {"r": Ack(pos="3-t", seq=3)}
+    assert entries.everybody_has(newest)
+    first, second, third = entries.got["b", "r"]
+    entries.got["b", "r"] = [first, second, dataclasses.replace(third, pos="3-u")]
+    assert not entries.everybody_has(newest)
+    assert entries.check().contradicted == ["a's #2 in r was acknowledged as 3-t, but reached b as 3-u"]
+    # it is told, and gets it
+    entries.resets.append(reset("2-t"))
+    assert not entries.everybody_has(newest)
+    entries.got["b", "r"].append(dataclasses.replace(third, resets=1))
+    assert entries.everybody_has(newest)
+    assert not entries.check().broken
+    # or is told that it is missing
+    del entries.got["b", "r"][2:]
+    entries.resets.append(reset("3-t"))
+    assert entries.everybody_has(newest)
+
+
+def test_a_reset_excuses_no_other_member() -> None:
+    entries = book()
+    del entries.got["b", "r"][1:]
+    entries.resets.append(reset("3-t", "a"))
+    assert len(entries.check().lost) == 2
+
+
+def test_what_is_stored_is_judged_too() -> None:
+    entries = book()
+    entries.logs["r"] = list(entries.got["a", "r"])
+    assert not entries.check().broken
+    entries.logs["r"] = entries.logs["r"][:2]
+    assert entries.check().lost == ["a's #2 in r, acknowledged as 3-t, is not in the log"]
+    entries.logs["r"] = [*entries.got["a", "r"], got(A2, 4)]
+    assert entries.check().doubled == ["a's #2 in r reached the log as 3-t and again as 4-t"]
 
 
 def test_many_findings_are_counted_and_the_first_shown() -> None:

@@ -359,7 +359,7 @@ async def test_giving_up_after_reconnect_timeout(peer: ScriptedPeer) -> None:
         peer.refuse_next(502)
     connection.cut()
     with pytest.raises(ClosedError, match=r"not reconnected within 0\.3 s"):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await room.receive()
     await client.close()
 

@@ -23,15 +23,31 @@ from tableforge_client.errors import (
     UnauthorizedError,
     UnknownOutcomeError,
 )
-from tableforge_client.items import Ack, Item, Message, Reset
-from tableforge_client.room import Room
+from tableforge_client.items import (
+    Ack,
+    Direct,
+    History,
+    Item,
+    Members,
+    Message,
+    Presence,
+    Present,
+    Reset,
+)
+from tableforge_client.room import Inbox, Room
 
 __all__ = [
     "Ack",
     "Client",
     "ClosedError",
+    "Direct",
+    "History",
+    "Inbox",
     "Item",
+    "Members",
     "Message",
+    "Presence",
+    "Present",
     "RefusedError",
     "Reset",
     "Room",

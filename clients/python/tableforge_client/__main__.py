@@ -129,7 +129,8 @@ class _Printed:
 
 async def _print_all(client: Client, room: Room, printed: _Printed, *, show_pos: bool) -> None:
     async for item in room:
-        print(_line(item, client.instance, show_pos=show_pos), flush=True)
+        if isinstance(item, Message | Reset):
+            print(_line(item, client.instance, show_pos=show_pos), flush=True)
         if isinstance(item, Message):
             printed.moved_to(item.seq)
 

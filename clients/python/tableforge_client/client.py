@@ -2,12 +2,16 @@
 
 import random
 from collections.abc import Callable, Sequence
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
+from tableforge_client import frames
+from tableforge_client.conversation import Conversation
 from tableforge_client.engine import Engine, Options, State, StateChange
 from tableforge_client.errors import ClosedError
+from tableforge_client.items import Ack, Direct, History, Message, Presence, Present
 from tableforge_client.link import Link, LinkOptions
-from tableforge_client.room import Room
+from tableforge_client.membership import PERSONAL
+from tableforge_client.room import Inbox, Room
 from tableforge_client.tokens import Token
 
 
@@ -61,25 +65,83 @@ class Client:
         link = self._link()
         return None if link is None else link.url
 
-    async def join(self, room: str, *, pos: str | None = None) -> Room:
+    async def join(self, room: str, *, pos: str | None = None, presence: bool = False) -> Room:
         """Join a room, and stay in it over reconnects until `Room.leave`.
 
         With `pos`, of the last message handled in an earlier run, everything after it comes first; where that
         can't be had any more, a Reset comes first. A room that is already joined is given again, `pos`
-        ignored.
+        ignored. With `presence`, the room's items have Members among them: who came and who went.
 
         Waits through reconnects and refusals that pass. Raises RefusedError (`forbidden`, `bad_room`,
         `bad_pos`, `too_many_rooms`), ClosedError.
         """
         rooms = self._running().rooms
-        return Room(rooms, await rooms.join(room, pos=pos))
+        return Room(rooms, await rooms.join(room, pos=pos, presence=presence))
+
+    async def inbox(self, *, pos: str | None = None) -> Inbox:
+        """Direct messages to this user, as long as its personal log keeps them.
+
+        With `pos`, of the last one this device has handled, everything after it comes; without, everything
+        that was not handled on any device. Raises as `join` does; `forbidden` without a token.
+        """
+        rooms = self._running().rooms
+        return Inbox(rooms, await rooms.join(PERSONAL, pos=pos))
+
+    async def direct(self, to: str, event: str, data: Any = None, *, key: str | None = None) -> Ack:
+        """Write to a user, and wait until it is in that user's personal log, whether it is connected or not.
+
+        Sent again, refused and cancelled as `Room.publish`; the answer has no `seq`.
+        """
+        return await self._running().rooms.direct(to, event, data, key=key)
+
+    async def history(self, room: str, *, after: str | None = None, last: int | None = None) -> History:
+        """A part of a room's log, joined or not: what follows `after`, or the `last` messages (100 at most).
+
+        Raises RefusedError, and ClosedError where not connected or the connection ends meanwhile.
+        """
+        event = await self._talking().ask(
+            lambda number: frames.history(room, number=number, after=after, last=last)
+        )
+        messages: list[Message] | list[Direct]
+        if room == PERSONAL:
+            messages = [
+                Direct(event=one.event, sender=one.sender, pos=one.pos, ts=one.ts, data=one.data)
+                for one in event.messages
+            ]
+        else:
+            messages = [
+                Message(
+                    room=room,
+                    event=one.event,
+                    sender=one.sender,
+                    seq=one.seq,
+                    pos=one.pos,
+                    ts=one.ts,
+                    data=one.data,
+                )
+                for one in event.messages
+            ]
+        return History(
+            room=room,
+            messages=messages,
+            pos=event.pos,
+            complete=event.complete,
+            reason=event.reason or None,
+        )
+
+    async def presence(self, room: str) -> Presence:
+        """Who is in a room, joined or not. Raises as `history` does."""
+        event = await self._talking().ask(lambda number: frames.presence(room, number=number))
+        return Presence(
+            room=room,
+            members=[Present(user=one.user, since=one.since, sockets=one.sockets) for one in event.members],
+            count=event.count,
+            rev=event.rev,
+        )
 
     async def ping(self) -> float:
         """Seconds to the instance and back. Raises ClosedError where not connected."""
-        conversation = self._running().conversation
-        if conversation is None:
-            raise ClosedError("unreachable", "not connected")
-        return await conversation.ping()
+        return await self._talking().ping()
 
     async def close(self, *, flush_timeout: float = 5.0) -> None:
         """Wait for outstanding publishes to be acknowledged, at most so many seconds; then close.
@@ -94,6 +156,12 @@ class Client:
             return None
         return self._engine.conversation.link
 
+    def _talking(self) -> Conversation:
+        conversation = self._running().conversation
+        if conversation is None:
+            raise ClosedError("unreachable", "not connected")
+        return conversation
+
     def _running(self) -> Engine:
         if self._engine is None:
             raise RuntimeError("not connected: use `async with connect(…) as client`")
@@ -106,6 +174,7 @@ def connect(
     token: Token = None,
     auth: Literal["header", "frame"] = "header",
     on_state: Callable[[StateChange], None] | None = None,
+    allowed_hosts: Sequence[str] = (),
     connect_timeout: float = 30.0,
     reconnect_timeout: float | None = None,
     open_timeout: float = 10.0,
@@ -128,6 +197,7 @@ def connect(
     `auth`: whether the token travels in the handshake's `Authorization` header, where a refusal is plain
     HTTP, or in the first frame.
     `on_state`: called in the event loop with every StateChange.
+    `allowed_hosts`: hosts beside that of `url` that a server may send this client to (`migrate`).
     `connect_timeout`: how long the first connection may take, all attempts together.
     `reconnect_timeout`: after how long without a connection the client gives up; None: never.
     `open_timeout`: how long one attempt may take.
@@ -146,6 +216,7 @@ def connect(
         link=LinkOptions(
             auth=auth, open_timeout=open_timeout, ping_interval=ping_interval, ping_timeout=ping_timeout
         ),
+        allowed_hosts=tuple(allowed_hosts),
         connect_timeout=connect_timeout,
         reconnect_timeout=reconnect_timeout,
         backoff_base=backoff_base,

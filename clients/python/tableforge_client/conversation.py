@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import random
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 from tableforge_client import frames
@@ -18,8 +18,9 @@ from tableforge_client.frames import Event
 from tableforge_client.inbox import Inbox
 from tableforge_client.items import Ack
 from tableforge_client.link import Link, LinkEndedError
-from tableforge_client.membership import Membership, Publication, Standing
+from tableforge_client.membership import DIRECTS, PERSONAL, Membership, Publication, Standing
 from tableforge_client.rooms import Rooms
+from tableforge_client.routes import Verdict
 from tableforge_client.tokens import TokenSource, expires_at
 
 _log = logging.getLogger("tableforge_client")
@@ -30,6 +31,8 @@ _DOUBTFUL_TRIES: Final = 3
 """How often a publish is sent in all where a repetition may mend a refusal but need not."""
 _RESEND_RESERVE_BYTES: Final = 128
 """What a repetition adds to a frame (`since`, a longer number): it must fit where the first one did."""
+_HANDLED_SECONDS: Final = 0.5
+"""How often the server hears how far the personal log was handled, at most."""
 _LONGEST_PAUSE_SECONDS: Final = 5.0
 """How long reading stops for a slow application. Longer, and pings would go unanswered."""
 
@@ -53,19 +56,30 @@ class _Ping:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
+class _Question:
+    answer: asyncio.Future[Event]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
 class _Other:
     command: str
 
 
-_Waiting = _Join | _Publish | _Ping | _Other
+_Waiting = _Join | _Publish | _Ping | _Question | _Other
 """What a command's number stands for until it is answered."""
 
 
 class Conversation:
     """One connection's worth of talk."""
 
-    def __init__(self, link: Link, rooms: Rooms, tokens: TokenSource) -> None:
+    def __init__(
+        self, link: Link, rooms: Rooms, tokens: TokenSource, *, on_migrate: Callable[[Event], None]
+    ) -> None:
+        """`on_migrate`: the server asks for another connection instead of this one."""
         self.link = link
+        self._on_migrate = on_migrate
+        self.moved = asyncio.Event()
+        """Set where another connection takes over: this one ends, and is left to be closed."""
         self._rooms = rooms
         self._tokens = tokens
         self._waiting: dict[int, _Waiting] = {}
@@ -75,7 +89,12 @@ class Conversation:
 
     async def run(self) -> LinkEndedError:
         """Talk until the connection ends; gives the reason. It leaves every room as not joined."""
-        works: list[Coroutine[Any, Any, None]] = [self._read(), self._send(), self._renew()]
+        works: list[Coroutine[Any, Any, None]] = [
+            self._read(),
+            self._send(),
+            self._renew(),
+            self._make_way(),
+        ]
         tasks = [asyncio.create_task(work) for work in works]
         self._rooms.connected()
         try:
@@ -86,9 +105,10 @@ class Conversation:
             await asyncio.wait(tasks)
             self._rooms.disconnected()
             for waiting in self._waiting.values():
-                if isinstance(waiting, _Ping) and not waiting.answer.done():
+                if isinstance(waiting, _Ping | _Question) and not waiting.answer.done():
                     waiting.answer.set_exception(ClosedError("unreachable", "the connection ended"))
-            await self.link.close()
+            if not self.moved.is_set():
+                await self.link.close()
         ended: LinkEndedError | None = None
         for task in tasks:
             error = None if task.cancelled() else task.exception()
@@ -109,6 +129,21 @@ class Conversation:
         except LinkEndedError as ended:
             raise ended.as_closed() from ended
         return await answer
+
+    async def ask(self, frame: Callable[[int], str]) -> Event:
+        """The answer to the command that `frame` makes with a number. Raises RefusedError, and ClosedError
+        where the connection ends meanwhile."""
+        answer: asyncio.Future[Event] = asyncio.get_running_loop().create_future()
+        number = self._expect(_Question(answer))
+        try:
+            await self.link.send(frame(number))
+        except LinkEndedError as ended:
+            raise ended.as_closed() from ended
+        return await answer
+
+    async def _make_way(self) -> None:
+        await self.moved.wait()
+        raise LinkEndedError("migrate", "moved to another connection", Verdict(again=True))
 
     async def _renew(self) -> None:
         """Present a new token before the old one expires."""
@@ -167,29 +202,47 @@ class Conversation:
             return None
         if membership.standing is Standing.JOINED and membership.inbox.wants_refill:
             await self._send_leave(membership)
+        if membership.room == DIRECTS:
+            membership.standing = Standing.JOINED
         if membership.standing is Standing.OUT:
             if now < membership.retry_at:
                 return membership.retry_at
             membership.standing = Standing.JOINING
             asked = membership.inbox.pos
             number = self._expect(_Join(membership, asked))
-            await self.link.send(frames.join(membership.room, number=number, pos=asked))
+            await self.link.send(
+                frames.join(membership.room, number=number, pos=asked, presence=membership.presence)
+            )
             return None
+        if membership.handled is not None and membership.standing is Standing.JOINED:
+            due = membership.handled_at + _HANDLED_SECONDS
+            if now < due:
+                return due
+            await self._send_handled(membership)
         while membership.standing is Standing.JOINED and membership.outbox:
             if asyncio.get_running_loop().time() < self._hold_until:
                 return self._hold_until
             await self._send_publication(membership)
         return None
 
+    async def _send_handled(self, membership: Membership) -> None:
+        pos, membership.handled = membership.handled, None
+        membership.handled_at = asyncio.get_running_loop().time()
+        if pos is not None:
+            await self.link.send(frames.received(pos))
+
     async def _send_leave(self, membership: Membership) -> None:
+        if membership.handled is not None:
+            await self._send_handled(membership)
         membership.standing = Standing.OUT
         await self.link.send(frames.leave(membership.room, number=self._expect(_Other("leave"))))
 
     async def _send_publication(self, membership: Membership) -> None:
         publication = membership.outbox[0]
         again = publication.sent
-        frame = frames.publish(
-            membership.room,
+        make = frames.publish if publication.to is None else frames.direct
+        frame = make(
+            membership.room if publication.to is None else publication.to,
             number=self._command + 1,
             event=publication.event,
             data=publication.data,
@@ -216,8 +269,19 @@ class Conversation:
     async def _read(self) -> None:
         async for event in self.link.events():
             match event.type:
-                case "message":
+                case "message" | "direct":
                     await self._on_message(event)
+                case "members":
+                    membership = self._rooms.member_of(event.room)
+                    if membership is not None:
+                        membership.inbox.members(event)
+                        membership.news.set()
+                case "migrate":
+                    self._on_migrate(event)
+                case "history" | "presence":
+                    waiting = self._answered(event)
+                    if isinstance(waiting, _Question) and not waiting.answer.done():
+                        waiting.answer.set_result(event)
                 case "ack":
                     self._on_ack(event)
                 case "joined":
@@ -237,7 +301,7 @@ class Conversation:
         return self._waiting.pop(event.id, None) if isinstance(event.id, int) else None
 
     async def _on_message(self, event: Event) -> None:
-        membership = self._rooms.member_of(event.room)
+        membership = self._rooms.member_of(PERSONAL if event.type == "direct" else event.room)
         if membership is None:
             return
         inbox = membership.inbox
@@ -304,7 +368,7 @@ class Conversation:
                 _log.warning("the server says %s: %s", event.code, event.message)
             case _Other(command):
                 _log.warning("%s was refused: %s: %s", command, event.code, event.message)
-            case _Ping(answer):
+            case _Ping(answer) | _Question(answer):
                 if not answer.done():
                     answer.set_exception(_refusal(event))
             case _Join(membership):

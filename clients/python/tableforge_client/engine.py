@@ -6,17 +6,27 @@ import enum
 import logging
 import random
 from collections.abc import Callable
+from typing import Final
 
 from websockets.exceptions import InvalidURI
 
 from tableforge_client.conversation import Conversation
 from tableforge_client.errors import ClosedError, UnauthorizedError
-from tableforge_client.link import Link, LinkEndedError, LinkOptions
+from tableforge_client.frames import Event
+from tableforge_client.link import BROKEN, Link, LinkEndedError, LinkOptions
 from tableforge_client.rooms import Rooms
-from tableforge_client.routes import Routes, Verdict
+from tableforge_client.routes import Routes, Verdict, destination
 from tableforge_client.tokens import Token, TokenSource
 
 _log = logging.getLogger("tableforge_client")
+
+
+_MIGRATION_TRIES: Final = 5
+_LONGEST_MIGRATION_SECONDS: Final = 60.0
+_STAYS: Final = "home"
+"""The `reason` of a `migrate` after which the present connection goes on, where the client doesn't follow."""
+_LONGEST_OPEN_ELSEWHERE_SECONDS: Final = 3.0
+"""How long one instance of its own may take to let the client in: there are the application's addresses."""
 
 
 class State(enum.Enum):
@@ -47,6 +57,7 @@ class Options:
     """How a client behaves; `tableforge_client.connect` documents them. Times in seconds."""
 
     link: LinkOptions
+    allowed_hosts: tuple[str, ...]
     connect_timeout: float
     reconnect_timeout: float | None
     backoff_base: float
@@ -70,6 +81,15 @@ class Engine:
         self._last_end: LinkEndedError | None = None
         self._instance: str | None = None
         self._task: asyncio.Task[None] | None = None
+        self._urls = urls
+        self._rng = rng
+        self._next: Link | None = None
+        """A welcomed connection that takes over as soon as there is none."""
+        self._moving: asyncio.Task[None] | None = None
+        self._elsewhere: str | None = None
+        """An address that a server named, to be tried once before those of the application."""
+        self._closing: set[asyncio.Task[None]] = set()
+        """Connections that were moved away from, and moves that were given up, on their way out."""
         self.rooms = Rooms(max_pending=options.max_pending, buffer=options.room_buffer)
         self.conversation: Conversation | None = None
         """The present one; None while there is no connection."""
@@ -103,6 +123,11 @@ class Engine:
             if self._task is not None:
                 self._task.cancel()
                 await asyncio.wait({self._task})
+            if self._next is not None:
+                await self._next.close()
+                self._next = None
+            if self._closing:
+                await asyncio.wait(self._closing)
 
     async def _run(self) -> None:
         try:
@@ -119,7 +144,18 @@ class Engine:
         limit = self._options.reconnect_timeout
         give_up_at: float | None = None
         while True:
-            url, wait_seconds = self._routes.choose(loop.time())
+            if self._next is not None:
+                link, self._next = self._next, None
+                url = link.url
+                end = await self._talk(link)
+                if self._next is None:
+                    self._lost(url, end)
+                give_up_at = None if limit is None else loop.time() + limit
+                over = self._judge(end, url)
+                if over is not None:
+                    return over
+                continue
+            url, wait_seconds = self._choose()
             self._tell_waiting(url, wait_seconds)
             await asyncio.sleep(
                 wait_seconds if give_up_at is None else min(wait_seconds, max(0.0, give_up_at - loop.time()))
@@ -130,21 +166,108 @@ class Engine:
                 link = await self._open(url)
             except LinkEndedError as refused:
                 end = refused
+                if url not in self._urls:
+                    # that instance is gone, or lets nobody in: the application's own addresses, at once
+                    _log.info("%s is not to be had: %s", url, end)
+                    if end.verdict.everywhere:
+                        self._routes.lost_elsewhere(loop.time(), end.verdict)
+                    continue
                 self._routes.failed(url, loop.time(), end.verdict)
             else:
-                end = await self._talk(link)
-                self._routes.lost(url, loop.time(), end.verdict)
-                give_up_at = None if limit is None else loop.time() + limit
-            self._last_end = end
-            _log.info("connection to %s ended: %s", url, end)
-            if end.verdict.new_token:
-                if self._tokens.missing:
-                    return UnauthorizedError(end.code, "a token is required, and none was given")
-                if not self._tokens.refused():
-                    return UnauthorizedError(end.code, end.message or "the token was refused")
-                self._routes.renewed(url)
-            elif not end.verdict.again:
-                return end.as_closed()
+                self._next = link
+                continue
+            over = self._judge(end, url)
+            if over is not None:
+                return over
+
+    def _choose(self) -> tuple[str, float]:
+        """The address to try next, and how many seconds to wait before."""
+        now = asyncio.get_running_loop().time()
+        url, self._elsewhere = self._elsewhere, None
+        if url is not None:
+            return url, self._routes.wait_seconds(now)
+        return self._routes.choose(now)
+
+    def _lost(self, url: str, end: LinkEndedError) -> None:
+        """A connection that had been welcomed ended, and there is none to take its place."""
+        now = asyncio.get_running_loop().time()
+        if url in self._urls:
+            self._routes.lost(url, now, end.verdict)
+            return
+        self._routes.lost_elsewhere(now, end.verdict)
+        if end.code == str(BROKEN) and self._elsewhere is None:
+            self._elsewhere = url  # perhaps only the way there was broken
+
+    def _judge(self, end: LinkEndedError, url: str) -> ClosedError | None:
+        """Why there is no other try; None where there is one."""
+        self._last_end = end
+        _log.info("connection to %s ended: %s", url, end)
+        if end.verdict.new_token:
+            if self._tokens.missing:
+                return UnauthorizedError(end.code, "a token is required, and none was given")
+            if not self._tokens.refused():
+                return UnauthorizedError(end.code, end.message or "the token was refused")
+            self._routes.renewed(url if url in self._urls else self._urls[0])
+        elif not end.verdict.again:
+            return end.as_closed()
+        return None
+
+    def _migrate(self, event: Event) -> None:
+        """Connect elsewhere while the present connection still serves."""
+        conversation = self.conversation
+        if conversation is None or conversation.moved.is_set():
+            return
+        self._stop_moving()  # the newest counts
+        self._moving = asyncio.create_task(self._move(conversation, event), name="tableforge-migrate")
+
+    def _stop_moving(self) -> None:
+        moving, self._moving = self._moving, None
+        self._elsewhere = None
+        if moving is not None and not moving.done():
+            moving.cancel()
+            self._see_off(moving)
+
+    async def _move(self, conversation: Conversation, event: Event) -> None:
+        present = conversation.link.url
+        stays = event.reason == _STAYS
+        there: str | None = None
+        if event.url is not None:
+            there = destination(
+                event.url, present=present, urls=self._urls, allowed_hosts=self._options.allowed_hosts
+            )
+            if there is None:
+                _log.warning("the server names another host to move to, %s: not followed", event.url)
+            if there == present or (there is None and stays):
+                return
+        # where the connection ends before the new one stands, that is where to go
+        self._elsewhere = there
+        await asyncio.sleep(max(0.0, min(event.after, _LONGEST_MIGRATION_SECONDS)))
+        others = [url for url in self._urls if url != present] or self._urls
+        for attempt in range(_MIGRATION_TRIES):
+            if attempt:
+                await asyncio.sleep(self._rng.uniform(0, self._options.backoff_base))
+            try:
+                link = await self._open(there or self._rng.choice(others))
+            except LinkEndedError as refused:
+                _log.info("could not move yet: %s", refused)
+                if stays and (refused.verdict.at_least_seconds > 0 or not refused.verdict.again):
+                    break  # it takes nobody: here this client is served
+                if not stays:
+                    self._elsewhere = there = None  # any other will do: this connection ends soon
+                continue
+            self._elsewhere = None
+            self._next = link
+            conversation.moved.set()
+            return
+        self._elsewhere = None
+
+    def _see_off(self, task: asyncio.Task[None]) -> None:
+        """Keep it until it is over."""
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close_quietly(self, link: Link) -> None:
+        await link.close()
 
     async def _open(self, url: str) -> Link:
         try:
@@ -154,16 +277,21 @@ class Engine:
             raise LinkEndedError(
                 "no_token", f"the token callable raised {error!r}", Verdict(again=True)
             ) from error
+        options = self._options.link
+        if url not in self._urls:
+            longest = min(options.open_timeout, _LONGEST_OPEN_ELSEWHERE_SECONDS)
+            options = dataclasses.replace(options, open_timeout=longest)
         try:
             was_connected = self._instance is not None
-            return await Link.open(url, token=token, options=self._options.link, was_connected=was_connected)
+            return await Link.open(url, token=token, options=options, was_connected=was_connected)
         except InvalidURI as error:
             raise LinkEndedError("bad_url", str(error), Verdict(again=False)) from error
 
     async def _talk(self, link: Link) -> LinkEndedError:
         self._tokens.accepted()
         self._instance = link.welcome.instance
-        self.conversation = Conversation(link, self.rooms, self._tokens)
+        conversation = Conversation(link, self.rooms, self._tokens, on_migrate=self._migrate)
+        self.conversation = conversation
         self._tell(StateChange(state=State.CONNECTED, url=link.url, instance=self._instance))
         self._first_connected.set()
         # a connection that lasts clears its address of earlier failures
@@ -171,10 +299,17 @@ class Engine:
             self._options.stable_after, self._routes.stable, link.url
         )
         try:
-            return await self.conversation.run()
+            return await conversation.run()
         finally:
             stable.cancel()
             self.conversation = None
+            if conversation.moved.is_set():
+                # what was sent before is answered or sent again on the new one, which is not kept waiting
+                closing = asyncio.create_task(self._close_quietly(link), name="tableforge-close")
+                self._see_off(closing)
+            elsewhere = self._elsewhere
+            self._stop_moving()
+            self._elsewhere = elsewhere
 
     def _too_late(self, what: str, limit_seconds: float) -> ClosedError:
         last = "" if self._last_end is None else f"; the last attempt: {self._last_end}"

@@ -11,6 +11,25 @@ class FrameError(ValueError):
     """The server sent what is not a frame of the protocol."""
 
 
+class Past(msgspec.Struct, frozen=True, kw_only=True):
+    """A message in a `history` answer."""
+
+    event: str
+    sender: str | None = msgspec.field(default=None, name="from")
+    seq: int = 0
+    pos: str
+    ts: float = 0.0
+    data: Any = None
+
+
+class PresentUser(msgspec.Struct, frozen=True, kw_only=True):
+    """A user in a `presence` answer."""
+
+    user: str
+    since: float = 0.0
+    sockets: int = 1
+
+
 class Event(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """Any frame from the server. Only the fields of its `type` are set; unknown types and fields do no
     harm."""
@@ -35,6 +54,15 @@ class Event(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     time: float | None = None
     max_payload_bytes: int | None = None
     expires_at: float | None = None
+    url: str | None = None
+    after: float = 0.0
+    complete: bool = True
+    messages: list[Past] = []
+    members: list[PresentUser] = []
+    joined: list[str] = []
+    left: list[str] = []
+    count: int = 0
+    rev: int = 0
 
 
 _decoder: Final = msgspec.json.Decoder(Event)
@@ -66,9 +94,11 @@ def auth(token: str, *, number: int | None = None) -> str:
     return _command({"type": "auth", "id": number, "token": token})
 
 
-def join(room: str, *, number: int, pos: str | None) -> str:
+def join(room: str, *, number: int, pos: str | None, presence: bool = False) -> str:
     """Join, going on after `pos` where given."""
-    return _command({"type": "join", "id": number, "room": room, "pos": pos})
+    return _command(
+        {"type": "join", "id": number, "room": room, "pos": pos, "presence": True if presence else None}
+    )
 
 
 def leave(room: str, *, number: int) -> str:
@@ -88,6 +118,26 @@ def publish(room: str, *, number: int, event: str, data: msgspec.Raw, key: str, 
             "data": data,
         }
     )
+
+
+def direct(to: str, *, number: int, event: str, data: msgspec.Raw, key: str, since: str | None) -> str:
+    """A message to a user's personal log."""
+    return _command(
+        {"type": "direct", "id": number, "to": to, "event": event, "key": key, "since": since, "data": data}
+    )
+
+
+def received(pos: str) -> str:
+    """Everything up to `pos` in the own personal log has been handled."""
+    return _command({"type": "received", "pos": pos})
+
+
+def history(room: str, *, number: int, after: str | None, last: int | None) -> str:
+    return _command({"type": "history", "id": number, "room": room, "after": after, "last": last})
+
+
+def presence(room: str, *, number: int) -> str:
+    return _command({"type": "presence", "id": number, "room": room})
 
 
 def ping(*, number: int) -> str:

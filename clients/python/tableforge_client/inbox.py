@@ -6,7 +6,7 @@ from collections import deque
 from typing import Literal
 
 from tableforge_client.frames import Event
-from tableforge_client.items import Item, Message, Reset
+from tableforge_client.items import Direct, Item, Members, Message, Reset
 
 _log = logging.getLogger("tableforge_client")
 
@@ -57,13 +57,14 @@ class Inbox:
         if not self._items:
             return None
         item = self._items.popleft()
-        self.taken_pos = item.pos
+        if not isinstance(item, Members):
+            self.taken_pos = item.pos
         return item
 
     def joined(self, event: Event, *, asked: str | None) -> None:
         """The answer to a join that asked to go on after `asked`."""
         self.lagging = False
-        if asked is None:
+        if asked is None and event.recovered is not False:
             self.pos = event.pos
             self._seq = None
         elif event.recovered is not True:
@@ -76,6 +77,8 @@ class Inbox:
 
     def message(self, event: Event) -> Taken:
         """A message arrived."""
+        if event.type == "direct":
+            return self._direct(event)
         if self.lagging or event.seq is None or event.pos is None:
             return self.Taken.DROPPED
         if self._seq is not None and event.seq <= self._seq:
@@ -105,6 +108,24 @@ class Inbox:
             )
         )
         return self.Taken.KEPT
+
+    def _direct(self, event: Event) -> Taken:
+        """A personal log counts for nobody but the server."""
+        if self.lagging or event.pos is None:
+            return self.Taken.DROPPED
+        if self.full:
+            self.lagging = True
+            return self.Taken.DROPPED
+        self.pos = event.pos
+        self._items.append(
+            Direct(event=event.event, sender=event.sender, pos=event.pos, ts=event.ts or 0.0, data=event.data)
+        )
+        return self.Taken.KEPT
+
+    def members(self, event: Event) -> None:
+        """Users came or went; where there is no place for it, `presence` still tells who is there."""
+        if not self.full:
+            self._items.append(Members(room=self._room, joined=event.joined, left=event.left, rev=event.rev))
 
     def _start_anew(self, event: Event, told_by: Literal["join", "reset"]) -> None:
         reset = Reset(room=self._room, reason=event.reason or "unknown", pos=event.pos, told_by=told_by)

@@ -48,4 +48,64 @@ class Ack:
     seq: int
 
 
-Item = Message | Reset
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Direct:
+    """A message to this user, out of the personal log."""
+
+    event: str
+    sender: str | None
+    pos: str
+    """Its place in the personal log: `inbox(pos=…)` goes on after it."""
+    ts: float
+    data: Any
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Members:
+    """Users came to a room that was joined with `presence=True`, or went."""
+
+    room: str
+    joined: list[str]
+    left: list[str]
+    rev: int
+    """Grows with each change: what `Client.presence` says with a lower one is older."""
+    pos: None = None
+    """It has no place in the room's history."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Present:
+    """One user in a room."""
+
+    user: str
+    since: float
+    """Unix seconds."""
+    sockets: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class Presence:
+    """Who is in a room."""
+
+    room: str
+    members: list[Present]
+    """Of very many, some."""
+    count: int
+    rev: int
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class History:
+    """A part of a room's log."""
+
+    room: str
+    messages: list[Message] | list[Direct]
+    pos: str | None
+    """Of the last message, to ask on from; None where the room has no history."""
+    complete: bool
+    """Whether nothing follows."""
+    reason: str | None
+    """Why the first message doesn't follow what was asked for (`trimmed`, `log_lost`, `forked`)."""
+
+
+Item = Message | Direct | Members | Reset

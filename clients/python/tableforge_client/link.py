@@ -2,7 +2,6 @@
 
 import asyncio
 import dataclasses
-import ipaddress
 from collections.abc import AsyncIterator
 from typing import Literal, Self
 from urllib.parse import urlsplit
@@ -14,7 +13,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidSta
 from tableforge_client import frames
 from tableforge_client.errors import ClosedError
 from tableforge_client.frames import Event, FrameError
-from tableforge_client.routes import Verdict, after_close, after_status
+from tableforge_client.routes import Verdict, after_close, after_status, is_local
 
 BROKEN: int = 1006
 """The close code for a connection that broke without one, never sent."""
@@ -75,7 +74,8 @@ class Link:
             ping_timeout=options.ping_timeout,
             close_timeout=2,
             max_size=LARGEST_FRAME_BYTES,
-            proxy=None if _is_local(url) else True,
+            # a proxy from the environment has no way to this machine's own addresses
+            proxy=None if is_local(urlsplit(url).hostname or "") else True,
         )
         try:
             socket = await attempt
@@ -159,14 +159,3 @@ def _ended(closed: ConnectionClosed, error: Event | None) -> LinkEndedError:
 
 def _sentence(error: BaseException) -> str:
     return str(error) or type(error).__name__
-
-
-def _is_local(url: str) -> bool:
-    """A proxy from the environment has no way to this machine's own addresses."""
-    host = urlsplit(url).hostname or ""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

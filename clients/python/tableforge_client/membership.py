@@ -5,12 +5,21 @@ import bisect
 import dataclasses
 import enum
 from collections import deque
+from typing import Final
 
 import msgspec
 
 from tableforge_client.errors import TableForgeError
 from tableforge_client.inbox import Inbox
 from tableforge_client.items import Ack
+
+DIRECTS: Final = ""
+"""The room that direct messages wait in, which is none: it is never joined."""
+
+PERSONAL: Final = "@"
+"""What the own personal log is called among the rooms."""
+
+_MOST_LATEST: Final = 1000
 
 
 class Standing(enum.Enum):
@@ -30,6 +39,8 @@ class Publication:
     event: str
     data: msgspec.Raw
     key: str
+    to: str | None = None
+    """The user it is for; None where it is for the room."""
     answer: asyncio.Future[Ack]
     since: str | None = None
     """The room's `pos` when it was first sent; None also where the room had none then."""
@@ -48,8 +59,16 @@ def _place(publication: Publication) -> int:
 class Membership:
     """A room that this client is in, or on its way into."""
 
-    def __init__(self, room: str, *, pos: str | None, buffer: int) -> None:
+    def __init__(self, room: str, *, pos: str | None, buffer: int, presence: bool = False) -> None:
         self.room = room
+        self.presence = presence
+        """Whether the application wants to hear who comes and goes."""
+        self.handled: str | None = None
+        """Of a personal log, up to where the application has handled it and the server has not heard."""
+        self.handled_at = 0.0
+        """Loop time at which the server last heard."""
+        self.latest: dict[str, str] = {}
+        """Of direct messages, where the users' personal logs were last seen."""
         self.inbox = Inbox(room, size=buffer, pos=pos)
         self.standing = Standing.OUT
         self.retry_at = 0.0
@@ -81,7 +100,7 @@ class Membership:
         self.outbox.popleft()
         if not publication.sent:
             publication.sent = True
-            publication.since = self.inbox.pos
+            publication.since = self.inbox.pos if publication.to is None else self.latest.get(publication.to)
         publication.command = command
         self.inflight[command] = publication
 
@@ -92,6 +111,11 @@ class Membership:
 
     def acknowledged(self, publication: Publication, ack: Ack) -> None:
         self._answered(publication)
+        if publication.to is not None:
+            self.latest.pop(publication.to, None)
+            while len(self.latest) >= _MOST_LATEST:
+                del self.latest[next(iter(self.latest))]
+            self.latest[publication.to] = ack.pos
         if not publication.answer.done():
             publication.answer.set_result(ack)
         self._settle()

@@ -85,3 +85,25 @@ class Room:
     async def leave(self) -> None:
         """Wait until this room's publishes are acknowledged, leave it, and end its iterators."""
         await self._rooms.leave(self._membership)
+
+
+class Inbox(Room):
+    """The direct messages to this user. Made by `Client.inbox`.
+
+        async for item in inbox:
+            match item:
+                case Direct(): ...
+                case Reset(): ...  # messages may be missing
+
+    Who iterates says with each step that the message before was handled: the user's other devices, and this
+    one in a later run without `pos`, go on after it. With `receive` alone, say so by `received`.
+    """
+
+    def received(self) -> None:
+        """Everything that was taken so far has been handled."""
+        self._rooms.handled(self._membership)
+
+    async def __aiter__(self) -> AsyncIterator[Item]:
+        async for item in super().__aiter__():
+            yield item
+            self.received()

@@ -7,7 +7,7 @@ from typing import Any
 from tableforge_client import frames
 from tableforge_client.errors import ClosedError, RoomLeftError, TableForgeError
 from tableforge_client.items import Ack, Item
-from tableforge_client.membership import Membership, Publication, Standing
+from tableforge_client.membership import DIRECTS, Membership, Publication, Standing
 
 
 class Rooms:
@@ -37,12 +37,12 @@ class Rooms:
 
     # the application's side
 
-    async def join(self, room: str, *, pos: str | None) -> Membership:
+    async def join(self, room: str, *, pos: str | None, presence: bool = False) -> Membership:
         """Wait until the room is joined. Raises RefusedError, ClosedError."""
         self._check_open()
         membership = self._by_name.get(room)
         if membership is None or membership.ended is not None:
-            membership = Membership(room, pos=pos, buffer=self._buffer)
+            membership = Membership(room, pos=pos, buffer=self._buffer, presence=presence)
             self._by_name[room] = membership
             self.look_at(membership)
         membership.joiners += 1
@@ -63,7 +63,24 @@ class Rooms:
         await membership.quiet.wait()
         self._end(membership, RoomLeftError("left", f"room {membership.room} was left"))
 
-    async def publish(self, membership: Membership, event: str, data: Any, *, key: str | None) -> Ack:
+    async def direct(self, to: str, event: str, data: Any, *, key: str | None) -> Ack:
+        """See Client.direct."""
+        membership = self._by_name.get(DIRECTS)
+        if membership is None:
+            self._check_open()
+            membership = self._by_name[DIRECTS] = Membership(DIRECTS, pos=None, buffer=1)
+        return await self.publish(membership, event, data, key=key, to=to)
+
+    def handled(self, membership: Membership) -> None:
+        """What the application took from its personal log it has handled."""
+        pos = membership.inbox.taken_pos
+        if pos is not None:
+            membership.handled = pos
+            self.look_at(membership)
+
+    async def publish(
+        self, membership: Membership, event: str, data: Any, *, key: str | None, to: str | None = None
+    ) -> Ack:
         """See Room.publish."""
         encoded = frames.encode_data(data)
         self.unacknowledged += 1
@@ -78,6 +95,7 @@ class Rooms:
                     place=self._place,
                     event=event,
                     data=encoded,
+                    to=to,
                     key=f"{self._key_prefix}-{self._place}" if key is None else key,
                     answer=asyncio.get_running_loop().create_future(),
                 )

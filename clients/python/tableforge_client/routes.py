@@ -1,9 +1,11 @@
 """Which address to try next and when: full jitter, bounds, and what a server asked for. No I/O, no clock."""
 
 import dataclasses
+import ipaddress
 import random
 from collections.abc import Sequence
 from typing import Final
+from urllib.parse import SplitResult, urljoin, urlsplit
 
 LONGEST_ASKED_SECONDS: Final = 300.0
 """The most that a server's `Retry-After` is believed."""
@@ -70,6 +72,43 @@ def _seconds(text: str | None, *, otherwise: float) -> float:
     return min(float(text), LONGEST_ASKED_SECONDS)
 
 
+def is_local(host: str) -> bool:
+    """Whether it is this machine itself, under whatever name."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def destination(asked: str, *, present: str, urls: Sequence[str], allowed_hosts: Sequence[str]) -> str | None:
+    """Where a server's `migrate` leads: `asked` is a path on the host that is connected to, or a whole URL.
+
+    None where it must not be followed: another host than the application named, or from `wss` to `ws`. A
+    query that the present address has goes along to the same host, where the asked one has none.
+    """
+    try:
+        found, here = urlsplit(urljoin(present, asked)), urlsplit(present)
+        named = [urlsplit(url) for url in urls]
+        if not (found.scheme == "wss" or (found.scheme == "ws" and here.scheme == "ws")):
+            return None
+        known = any(_same_host(found, one) for one in [here, *named])
+        if not known and not {found.hostname, found.netloc} & {*allowed_hosts}:
+            return None
+    except ValueError:
+        return None
+    if not found.query and _same_host(found, here):
+        found = found._replace(query=here.query)
+    return found._replace(fragment="").geturl()
+
+
+def _same_host(one: SplitResult, other: SplitResult) -> bool:
+    if one.hostname is None or other.hostname is None:
+        return False
+    return one.hostname == other.hostname or (is_local(one.hostname) and is_local(other.hostname))
+
+
 class Routes:
     """The addresses of one service, each with its failures. Times are any clock's seconds."""
 
@@ -107,12 +146,28 @@ class Routes:
         self.failed(url, now, verdict)
         self._none_before = max(self._none_before, now + self._rng.uniform(0, self._base_seconds))
 
+    def lost_elsewhere(self, now: float, verdict: Verdict) -> None:
+        """A connection to another address, where a server had sent this client, ended or could not be made.
+
+        None of these is to blame for that.
+        """
+        wait_seconds = self._rng.uniform(0, self._base_seconds)
+        if verdict.everywhere:
+            wait_seconds += verdict.at_least_seconds
+        self._none_before = max(self._none_before, now + wait_seconds)
+
+    def wait_seconds(self, now: float) -> float:
+        """How long nothing is to be tried, whatever its address."""
+        return max(0.0, self._none_before - now)
+
     def renewed(self, url: str) -> None:
         """Only the token was wrong: the address may be tried at once."""
         self._not_before[url] = 0.0
         self._none_before = 0.0
 
     def stable(self, url: str) -> None:
-        """A connection has lasted: what went wrong before is forgotten."""
+        """A connection has lasted: what went wrong before is forgotten. (It may be to another address.)"""
+        if url not in self._failures:
+            return
         self._failures[url] = 0
         self._not_before[url] = 0.0
