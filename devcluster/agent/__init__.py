@@ -6,6 +6,6 @@ images, network policies, resource limits and user ids are for a real cluster, n
 Every container runs on the host's own programs (an image table says which), in mount, PID and UTS namespaces
 of its own, on its pod's own loopback address.
 
-Not offered: exec, attach and port-forward (pods are reachable directly), gRPC probes, UDP, ephemeral
-containers, resource metrics. An ordinary user cannot serve a Service's port below 1024 (an Event says so).
+Not offered: exec and attach, port-forwarding over SPDY (pods are reachable directly), gRPC probes, UDP,
+ephemeral containers. An ordinary user cannot serve a Service's port below 1024 (an Event says so).
 """

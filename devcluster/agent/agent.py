@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import shutil
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from devcluster.agent import journal, probes
+from devcluster.agent import journal, metrics_api, probes
 from devcluster.agent.addresses import PodAddresses
 from devcluster.agent.api import Api, Object, path_of
 from devcluster.agent.container import Container
@@ -19,6 +20,7 @@ from devcluster.agent.proxy import ServiceProxy, may_listen_on
 from devcluster.agent.scheduler import Scheduler
 from devcluster.agent.server import KubeletServer
 from devcluster.agent.settings import AgentSettings
+from devcluster.agent.usage import Process, UsageSampler
 from devcluster.agent.watch import Reflector
 
 HOSTS_SETTLE_SECONDS = 0.02
@@ -75,8 +77,11 @@ class Agent:
         settings = self._settings
         await asyncio.to_thread(shutil.rmtree, settings.data_dir, ignore_errors=True)
         settings.data_dir.mkdir(parents=True, mode=0o700)
-        server = KubeletServer(settings, self._container)
+        server = KubeletServer(settings, self._container, self._address_of)
         port = await server.start()
+        sampler = UsageSampler(self._processes)
+        metrics = metrics_api.MetricsServer(settings, sampler)
+        metrics_port = await metrics.start()
         node = Node(self._api, settings, port)
         proxy = ServiceProxy(
             self._api,
@@ -84,7 +89,7 @@ class Agent:
             self._services,
             self._pods,
             node_ip=settings.node_ip,
-            own=frozenset({(settings.node_ip, port)}),
+            own=frozenset({(settings.node_ip, port), (settings.node_ip, metrics_port)}),
         )
         reflectors = [self._services, self._nodes, *self._references.values(), self._pods]
         async with probes.http_session() as probe_http:
@@ -103,11 +108,19 @@ class Agent:
             tasks = [asyncio.create_task(self._events.run())]
             try:
                 await node.join()
+                await metrics_api.register(self._api, node_ip=settings.node_ip, port=metrics_port)
                 self._listen(proxy)
                 tasks += [asyncio.create_task(reflector.run()) for reflector in reflectors[:-1]]
                 # Pods come last: their first start should already see everything else.
                 await asyncio.gather(*[one.synced.wait() for one in reflectors[:-1]])
-                loops = (node.run, self._pods.run, self._scheduler.run, proxy.run, self._keep_hosts)
+                loops = (
+                    node.run,
+                    self._pods.run,
+                    self._scheduler.run,
+                    proxy.run,
+                    self._keep_hosts,
+                    sampler.run,
+                )
                 tasks += [asyncio.create_task(loop()) for loop in loops]
                 await self._pods.synced.wait()
                 journal.info("node_ready", node=settings.node_name, address=settings.node_ip, port=port)
@@ -117,6 +130,7 @@ class Agent:
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+                await metrics.stop()
                 await server.stop()
 
     async def _until_one_ends(self, tasks: list[asyncio.Task[None]]) -> None:
@@ -209,6 +223,20 @@ class Agent:
             if (metadata["namespace"], metadata["name"]) == (namespace, pod):
                 return runner.container(name)
         return None
+
+    def _address_of(self, namespace: str, pod: str) -> str | None:
+        for runner in self._runners.values():
+            metadata = runner.pod["metadata"]
+            if (metadata["namespace"], metadata["name"]) == (namespace, pod):
+                return runner.pod_ip or None
+        return None
+
+    def _processes(self) -> Iterator[Process]:
+        for runner in self._runners.values():
+            for container in runner.containers:
+                if (pid := container.pid) is not None:
+                    view = container.view
+                    yield Process(pod=runner.pod, container=view.name, run=view.container_id, pid=pid)
 
     # --- the end ----------------------------------------------------------------------------------------
 

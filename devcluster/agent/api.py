@@ -53,10 +53,18 @@ class Api:
     """A connection to one API server."""
 
     def __init__(
-        self, *, server: str, context: ssl.SSLContext, headers: dict[str, str], tls_name: str | None = None
+        self,
+        *,
+        server: str,
+        context: ssl.SSLContext,
+        headers: dict[str, str],
+        tls_name: str | None = None,
+        authority: str = "",
     ) -> None:
         self.server = server
         """Its URL, without a path."""
+        self.authority = authority
+        """Who signed its certificate: PEM in base64, as Kubernetes' objects carry it."""
         self._tls_name = tls_name
         self._context = context
         self._headers = headers
@@ -98,7 +106,13 @@ class Api:
                 os.unlink(name)
         headers = {"Authorization": f"Bearer {user['token']}"} if "token" in user else {}
         tls_name = cluster.get("tls-server-name")
-        return cls(server=cluster["server"].rstrip("/"), context=tls, headers=headers, tls_name=tls_name)
+        return cls(
+            server=cluster["server"].rstrip("/"),
+            context=tls,
+            headers=headers,
+            tls_name=tls_name,
+            authority=base64.b64encode(ca or b"").decode(),
+        )
 
     @property
     def address(self) -> tuple[str, int]:

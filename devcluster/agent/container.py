@@ -119,7 +119,9 @@ class Container:
         self._wake = asyncio.Event()
         self._process: SandboxProcess | None = None
         self._prepared: _Prepared | None = None
-        self._kill_timer: asyncio.TimerHandle | None = None
+        self._kill_timer: asyncio.Handle | None = None
+        self._kill_at = 0.0
+        """When it fires, by the loop's clock: uvloop's handles don't tell where that is now."""
         self._probe_tasks: list[asyncio.Task[None]] = []
         self._ending_task: asyncio.Task[None] | None = None
         self._bug: BaseException | None = None
@@ -148,6 +150,12 @@ class Container:
             image_id=previous.get("imageID", ""),
             tell=False,
         )
+
+    @property
+    def pid(self) -> int | None:
+        """The host's id of its first process, from which all its others descend; None while none runs."""
+        process = self._process
+        return process.pid if process is not None and process.running else None
 
     def _set(self, *, tell: bool = True, **fields: Any) -> None:
         self.view = dataclasses.replace(self.view, **fields)
@@ -538,9 +546,9 @@ class Container:
             return
         when = asyncio.get_running_loop().time() + seconds
         if self._kill_timer is not None:
-            when = min(when, self._kill_timer.when())
+            when = min(when, self._kill_at)
             self._kill_timer.cancel()
-        self._kill_timer = asyncio.get_running_loop().call_at(when, process.kill)
+        self._kill_timer, self._kill_at = asyncio.get_running_loop().call_at(when, process.kill), when
 
     def terminate_now(self) -> None:
         """SIGTERM at once, without hooks: the node goes down. It will not be started again."""

@@ -1,4 +1,4 @@
-"""The HTTPS server behind `kubectl logs`: what of a kubelet's API the API server asks for."""
+"""The HTTPS server behind `kubectl logs` and port-forwarding: what of a kubelet's API is asked for."""
 
 import asyncio
 import datetime as dt
@@ -7,17 +7,19 @@ from collections.abc import AsyncIterator, Callable
 
 from aiohttp import web
 
-from devcluster.agent import clock
+from devcluster.agent import clock, port_forward
 from devcluster.agent.container import Container
 from devcluster.agent.logs import LogLine
 from devcluster.agent.settings import AgentSettings
 from devcluster.agent.status import Waiting
 
-NOT_OFFERED = ("exec", "attach", "portForward", "run")
+NOT_OFFERED = ("exec", "attach", "run")
 START_WAIT_SECONDS = 2.0
 
 FindContainer = Callable[[str, str, str], Container | None]
 """A container by namespace, pod and name."""
+FindAddress = Callable[[str, str], str | None]
+"""The address of a pod that runs here, by namespace and name."""
 
 
 def _tls(settings: AgentSettings) -> ssl.SSLContext:
@@ -73,13 +75,15 @@ class _Writer:
 
 
 class KubeletServer:
-    """Serves logs to bearers of a client certificate."""
+    """Serves logs and ports to bearers of a client certificate."""
 
-    def __init__(self, settings: AgentSettings, find: FindContainer) -> None:
+    def __init__(self, settings: AgentSettings, find: FindContainer, address_of: FindAddress) -> None:
         self._settings = settings
         self._find = find
+        self._address_of = address_of
         app = web.Application()
         app.router.add_get("/containerLogs/{namespace}/{pod}/{container}", self._logs)
+        app.router.add_get("/portForward/{namespace}/{pod}", self._port_forward)
         app.router.add_get("/healthz", self._healthz)
         for name in NOT_OFFERED:
             app.router.add_route("*", f"/{name}/{{rest:.*}}", self._not_offered)
@@ -110,6 +114,13 @@ class KubeletServer:
             text=f"{what} is not offered by a devcluster node: its pods are processes of this machine, "
             "reachable at their own addresses (kubectl get pods -o wide)\n",
         )
+
+    async def _port_forward(self, request: web.Request) -> web.StreamResponse:
+        namespace, pod = request.match_info["namespace"], request.match_info["pod"]
+        address = self._address_of(namespace, pod)
+        if address is None:
+            return web.Response(status=404, text=f"pod {namespace}/{pod} does not run on this node\n")
+        return await port_forward.forward(request, address=address)
 
     async def _logs(self, request: web.Request) -> web.StreamResponse:
         where = request.match_info

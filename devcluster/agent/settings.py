@@ -26,6 +26,8 @@ class AgentSettings:
     tls_key: Path
     client_ca: Path
     """Who may read logs: bearers of a client certificate that this authority signed."""
+    front_proxy_ca: Path
+    """Who may ask for metrics: the API server, when it passes on what others ask of it."""
     hide: tuple[Path, ...] = ()
     """Host directories that containers must not see, beside `data_dir`."""
     backoff_initial_seconds: float = 10.0
@@ -55,6 +57,7 @@ def parse(arguments: list[str] | None = None) -> AgentSettings:
     parser.add_argument("--tls-cert", type=Path, required=True)
     parser.add_argument("--tls-key", type=Path, required=True)
     parser.add_argument("--client-ca", type=Path, required=True)
+    parser.add_argument("--front-proxy-ca", type=Path, required=True)
     parser.add_argument(
         "--hide", type=Path, action="append", default=[], help="a directory containers don't see"
     )
@@ -87,6 +90,7 @@ def parse(arguments: list[str] | None = None) -> AgentSettings:
         tls_cert=given.tls_cert.resolve(),
         tls_key=given.tls_key.resolve(),
         client_ca=given.client_ca.resolve(),
+        front_proxy_ca=given.front_proxy_ca.resolve(),
         hide=tuple(path.resolve() for path in given.hide),
         backoff_initial_seconds=given.backoff_initial,
         backoff_limit_seconds=given.backoff_limit,

@@ -93,6 +93,10 @@ class Api:
             parameters={"fieldManager": FIELD_MANAGER, "force": "true"},
         )
 
+    async def merge(self, path: str, body: Mapping[str, Any]) -> None:
+        """Merge a part into an object. Raises ApiError."""
+        await self._call("PATCH", path, body=body, content_type="application/merge-patch+json")
+
     async def delete(self, path: str) -> None:
         """Delete an object; one that is gone already is fine. Raises ApiError."""
         try:

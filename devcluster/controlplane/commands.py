@@ -150,6 +150,8 @@ def controller_manager(
         # A claim's first save may conflict with its finalizer, and is tried again only at the next sync.
         "--pvclaimbinder-sync-period=1s",
         "--use-service-account-credentials=true",
+        # 15 s by default, which here would only make people wait.
+        "--horizontal-pod-autoscaler-sync-period=3s",
         f"--service-account-private-key-file={credentials.service_account.key}",
         f"--root-ca-file={credentials.cluster_ca.certificate}",
         f"--cluster-signing-cert-file={credentials.cluster_ca.certificate}",

@@ -76,7 +76,10 @@ def create(
         ),
         kubelet_client=kubelet_client.client("kubelet-client", common_name="kube-apiserver"),
         front_proxy_client=front_proxy.client("front-proxy-client", common_name="front-proxy-client"),
-        agent_server=cluster.server("agent-server", hosts=[node_name, network.node_address]),
+        # The last name is that of the Service behind which it serves the metrics API.
+        agent_server=cluster.server(
+            "agent-server", hosts=[node_name, network.node_address, "metrics.kube-system.svc"]
+        ),
         service_account=signing_key(folder, "service-account"),
         # Names of their own keep the writes of the machinery apart in the audit log.
         supervisor=cluster.client(

@@ -41,7 +41,7 @@ def storage_class() -> dict[str, Any]:
         "reclaimPolicy": "Delete",
         # There is one node: nothing to wait for.
         "volumeBindingMode": "Immediate",
-        "allowVolumeExpansion": False,
+        "allowVolumeExpansion": True,
     }
 
 
@@ -79,6 +79,20 @@ def volume_for(claim: dict[str, Any], *, folder: Path, reclaim_policy: str) -> d
     }
 
 
+def grown(claim: dict[str, Any]) -> str | None:
+    """The size that a claim of ours asks for beyond what its volume has; None where it asks for no more.
+
+    The API server lets a claim of a class that expands volumes ask for more, and never for less.
+    """
+    spec, status = claim["spec"], claim.get("status", {})
+    chosen = claim["metadata"].get("annotations", {}).get("volume.kubernetes.io/storage-provisioner")
+    has = status.get("capacity", {}).get("storage")
+    wanted: str = spec["resources"]["requests"]["storage"]
+    if chosen != PROVISIONER or status.get("phase") != "Bound" or has is None or has == wanted:
+        return None
+    return wanted
+
+
 def is_abandoned(volume: dict[str, Any]) -> bool:
     """Whether a volume is ours, its claim is gone and its data is to go with it."""
     annotations = volume["metadata"].get("annotations", {})
@@ -113,6 +127,8 @@ class VolumeProvisioner:
             await self._persist(self._provision_one, claim)
 
     async def _provision_one(self, claim: dict[str, Any]) -> None:
+        if (size := grown(claim)) is not None:
+            await self._grow(claim, size)
         if volume_for(claim, folder=self._folder, reclaim_policy="Delete") is None:
             return
         # The class may have been made by somebody else, with another policy.
@@ -125,6 +141,14 @@ class VolumeProvisioner:
             return
         _make_writable_folder(Path(volume["spec"]["hostPath"]["path"]))
         await self._api.create(VOLUMES, volume)
+
+    async def _grow(self, claim: dict[str, Any], size: str) -> None:
+        """A folder has all the room there is: only what is written of it grows."""
+        volume, metadata = claim["spec"]["volumeName"], claim["metadata"]
+        place = f"/api/v1/namespaces/{metadata['namespace']}/persistentvolumeclaims/{metadata['name']}"
+        capacity = {"storage": size}
+        await self._api.merge(f"{VOLUMES}/{volume}", {"spec": {"capacity": capacity}})
+        await self._api.merge(f"{place}/status", {"status": {"capacity": capacity}})
 
     async def _reclaim(self) -> None:
         async for volume in self._api.follow(VOLUMES):

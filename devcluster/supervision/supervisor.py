@@ -147,6 +147,7 @@ class Supervisor:
             f"--tls-cert={made.agent_server.certificate}",
             f"--tls-key={made.agent_server.key}",
             f"--client-ca={made.kubelet_client_ca}",
+            f"--front-proxy-ca={made.front_proxy_ca}",
             f"--hide={layout.root}",
             *order.agent_arguments,
         ]

@@ -59,7 +59,9 @@ def config_map(name: str, **metadata: object) -> dict[str, object]:
 @pytest.fixture
 def widgets(kubectl: Kubectl) -> Kubectl:
     kubectl.apply(WIDGETS)
-    kubectl("wait", "--for=condition=Established", "crd/widgets.test.devcluster", "--timeout=30s")
+    # kubectl calls it an error to wait for a condition where there are none at all yet
+    for awaited in ("jsonpath={.status.acceptedNames.plural}=widgets", "condition=Established"):
+        kubectl("wait", f"--for={awaited}", "crd/widgets.test.devcluster", "--timeout=60s")
     return kubectl
 
 

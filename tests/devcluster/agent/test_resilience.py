@@ -87,6 +87,7 @@ class Agent:
             f"--tls-cert={certificates / 'agent-server.crt'}",
             f"--tls-key={certificates / 'agent-server.key'}",
             f"--client-ca={certificates / 'kubelet-client-ca.crt'}",
+            f"--front-proxy-ca={certificates / 'front-proxy-ca.crt'}",
         ]
         self._process: asyncio.subprocess.Process | None = None
 
@@ -183,6 +184,7 @@ async def test_a_machine_without_namespaces_is_told_what_to_do(tmp_path: Path) -
         "--kubeconfig=k --node-name=n --node-ip=127.0.9.1 --pod-cidr=127.1.0.0/24 "
         f"--service-cidr=127.2.0.0/24 --data-dir={tmp_path} "
         "--images=i --port=0 --tls-cert=c --tls-key=k --client-ca=a"
+        " --front-proxy-ca=f"
     )
     refuse = "echo 0 > /proc/sys/user/max_mnt_namespaces"
     process = await asyncio.create_subprocess_exec(

@@ -430,6 +430,7 @@ async def test_a_node_joins_when_the_api_server_takes_it(tmp_path: Path) -> None
     arguments = (
         "--kubeconfig=k --node-name=n --node-ip=127.0.9.1 --pod-cidr=127.1.0.0/24 "
         "--service-cidr=127.2.0.0/24 --data-dir=d --images=i --port=0 --tls-cert=c --tls-key=k --client-ca=a"
+        " --front-proxy-ca=f"
     )
     await Node(young, settings.parse(arguments.split()), 1).join()  # type: ignore[arg-type]
     assert young.refusals == 0

@@ -66,7 +66,7 @@ def test_a_mounted_config_map_follows_its_object(kubectl: Kubectl) -> None:
     kubectl.apply(pod("reader", container, volumes=[volume]))
     eventually(lambda: "gone word one\n" in kubectl("logs", "reader", "--tail=1"))
     kubectl.apply(config_map("settings", word="two", new="x"))
-    eventually(lambda: "new word two\n" in kubectl("logs", "reader", "--tail=1"), within_seconds=10)
+    eventually(lambda: "new word two\n" in kubectl("logs", "reader", "--tail=1"), within_seconds=60)
     assert set(kubectl("logs", "reader").splitlines()) == {"gone word one", "new word two"}, "all at once"
 
 
@@ -80,7 +80,7 @@ def test_an_optional_secret_may_come_later(kubectl: Kubectl) -> None:
     wait_ready(kubectl, "pod/patient")
     assert kubectl("logs", "patient") == ""
     kubectl("create", "secret", "generic", "later", "--from-literal=password=hush")
-    eventually(lambda: kubectl("logs", "patient") == "hush\n", within_seconds=10)
+    eventually(lambda: kubectl("logs", "patient") == "hush\n", within_seconds=60)
 
 
 def test_a_required_secret_holds_the_pod_until_it_is_there(kubectl: Kubectl) -> None:
