@@ -5,6 +5,7 @@ import asyncio
 import dataclasses
 import logging
 import os
+import re
 import secrets
 import signal
 import socket
@@ -44,6 +45,8 @@ class Options:
     health_port: int
     log_level: str
     log_format: Literal["json", "text"]
+    api_calls_per_second: float
+    """What it asks of the API server at most; twice that at once."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +58,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     options = Options(
         kubeconfig=_kubeconfig(arguments.kubeconfig, os.environ),
-        namespaces=_names(arguments.namespaces),
+        namespaces=tuple(dict.fromkeys(arguments.namespaces)) or None,
         own_namespace=arguments.operator_namespace,
         name=os.environ.get("POD_NAME") or socket.gethostname(),
         health_host=arguments.health_host,
         health_port=arguments.health_port,
         log_level=arguments.log_level,
         log_format=arguments.log_format,
+        api_calls_per_second=arguments.api_calls_per_second,
     )
     logs.set_up(options.log_level, options.log_format)
     return asyncio.run(_run(options))
@@ -76,7 +80,7 @@ async def _run(options: Options) -> int:
     from tableforge_operator.master_key import MasterKeyError
 
     try:
-        kube = await Kube.connect(options.kubeconfig)
+        kube = await Kube.connect(options.kubeconfig, calls_per_second=options.api_calls_per_second)
     except (ConfigException, OSError) as error:
         log.error("no access to an API server", extra={"error": str(error)})
         return EXIT_FAILED
@@ -137,7 +141,7 @@ async def _run(options: Options) -> int:
 
 async def _lead(kube: "Kube", leader: "Leader", options: Options) -> None:
     """Stand by, then lead until cancelled. Raises what makes it impossible to go on."""
-    from tableforge_operator.decide.resources import OWNED_KINDS
+    from tableforge_operator.decide.resources import OPTIONAL_KINDS, OWNED_KINDS, REPLICA_SET, VOLUME_CLAIM
     from tableforge_operator.handlers import ClusterWatch
     from tableforge_operator.kube import PODS, resource_of
     from tableforge_operator.master_key import master_key
@@ -150,10 +154,20 @@ async def _lead(kube: "Kube", leader: "Leader", options: Options) -> None:
     fleets = FleetReader()
     try:
         reconciler = Reconciler(
-            kube=kube, fleets=fleets, master_key=key, namespaces=options.namespaces, reporter=options.name
+            kube=kube,
+            fleets=fleets,
+            reign=leader,
+            master_key=key,
+            namespaces=options.namespaces,
+            own_namespace=options.own_namespace,
+            reporter=options.name,
         )
-        kinds = [resource_of(kind.api_version, kind.kind) for kind in OWNED_KINDS]
-        reflector = Reflector(kube, reconciler.store, [*kinds, PODS], options.namespaces)
+        kinds = [
+            resource_of(kind.api_version, kind.kind) for kind in (*OWNED_KINDS, REPLICA_SET, VOLUME_CLAIM)
+        ]
+        reflector = Reflector(
+            kube, reconciler.store, [*kinds, PODS], options.namespaces, optional=OPTIONAL_KINDS
+        )
         watch = ClusterWatch(kube, namespaces=options.namespaces, on_event=reconciler.notice)
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(leader.hold(), name="leader")
@@ -191,10 +205,6 @@ def _kubeconfig(given: str, environ: Mapping[str, str]) -> Path | None:
     return Path(environ.get("KUBECONFIG") or Path.home() / ".kube" / "config")
 
 
-def _names(text: str) -> tuple[str, ...] | None:
-    return tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip())) or None
-
-
 def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="tableforge-operator", description="Runs WebSocketClusters on Kubernetes."
@@ -214,10 +224,15 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         "or ~/.kube/config",
     )
     run.add_argument(
+        "--namespace",
         "--namespaces",
+        dest="namespaces",
         metavar="NAME[,NAME…]",
+        action=_Names,
+        type=_names,
         default=environ.get("TABLEFORGE_OPERATOR_NAMESPACES", ""),
-        help="look after these namespaces only; default: all [TABLEFORGE_OPERATOR_NAMESPACES]",
+        help="look after this namespace only, or these: it may be repeated; default: all "
+        "[TABLEFORGE_OPERATOR_NAMESPACES]",
     )
     run.add_argument(
         "--operator-namespace",
@@ -236,6 +251,14 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
         choices=("json", "text"),
         default=environ.get("TABLEFORGE_OPERATOR_LOG_FORMAT") or "json",
         help="an object a line, or text for people; default: %(default)s [TABLEFORGE_OPERATOR_LOG_FORMAT]",
+    )
+    run.add_argument(
+        "--api-calls-per-second",
+        metavar="NUMBER",
+        type=_rate,
+        default=environ.get("TABLEFORGE_OPERATOR_API_CALLS_PER_SECOND") or "100",
+        help="ask the API server for no more than that, and twice that at once; default: %(default)s "
+        "[TABLEFORGE_OPERATOR_API_CALLS_PER_SECOND]",
     )
     check = commands.add_parser(
         "healthcheck", help="exit with 0 where a running operator is well, for a container's health check"
@@ -256,6 +279,40 @@ def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
             help="its port; default: %(default)s [TABLEFORGE_OPERATOR_HEALTH_PORT]",
         )
     return parser
+
+
+class _Names(argparse.Action):
+    """Adds names to those given before; the default is replaced by the first."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,  # noqa: ARG002 - argparse calls it so
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,  # noqa: ARG002
+    ) -> None:
+        assert isinstance(values, tuple)  # noqa: S101 - `type` made it
+        given = getattr(namespace, f"_given_{self.dest}", ())
+        setattr(namespace, f"_given_{self.dest}", (*given, *values))
+        setattr(namespace, self.dest, (*given, *values))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    for name in names:
+        if len(name) > 63 or not re.fullmatch("[a-z0-9]([a-z0-9-]*[a-z0-9])?", name):
+            raise argparse.ArgumentTypeError(f"{name!r} is no name of a namespace: give names, not patterns")
+    return names
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = 0.0
+    if not 1 <= rate <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate: give a number from 1 to 10000")
+    return rate
 
 
 def _port(text: str) -> int:

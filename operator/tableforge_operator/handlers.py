@@ -9,22 +9,32 @@ where there is nothing else, and is started again.
 
 import asyncio
 import concurrent.futures
+import functools
 import logging
 import threading
-from collections.abc import Callable, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Any, Final, Protocol
 
 import kopf
 
 from tableforge_operator.api import names
+from tableforge_operator.decide import status as verdict
 from tableforge_operator.kube import CLUSTERS, ApiError, Kube
 
 RESTART_SECONDS: Final = (1.0, 2.0, 5.0, 10.0)
 STOP_SECONDS: Final = 3.0
 """How long a stop waits for kopf; its thread ends with the process all the same."""
 
-OnEvent = Callable[[tuple[str, str], str | None], None]
-"""Gets namespace and name, and the resource version where the object still exists."""
+
+class OnEvent(Protocol):
+    """What is called for everything that happens to a cluster."""
+
+    def __call__(self, key: tuple[str, str], resource_version: str | None, /, *, urgent: bool) -> object:
+        """Gets namespace and name, and the resource version where the object still exists.
+
+        `urgent`: somebody waits for it.
+        """
+
 
 log = logging.getLogger(__name__)
 
@@ -92,12 +102,18 @@ class ClusterWatch:
             type: str | None,  # noqa: A002 - kopf's name
             namespace: str | None,
             name: str,
-            meta: kopf.Meta,
+            body: kopf.Body,
             **_: Any,
         ) -> None:
-            version = None if type == "DELETED" else meta.get("resourceVersion")
+            version = None if type == "DELETED" else body.metadata.get("resourceVersion")
             if namespace is not None:
-                loop.call_soon_threadsafe(self._on_event, (namespace, name), version)
+                told = functools.partial(
+                    self._on_event,
+                    (namespace, name),
+                    version,
+                    urgent=type is not None or not verdict.judged(body),
+                )
+                loop.call_soon_threadsafe(told)
 
         await kopf.operator(
             registry=registry,

@@ -12,6 +12,8 @@ import dataclasses
 import json
 import os
 import random
+import re
+import time
 from collections.abc import AsyncIterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -23,11 +25,14 @@ from kubernetes.aio import client as k8s
 from kubernetes.aio import config as k8s_config
 
 from tableforge_operator import metrics
+from tableforge_operator.pace import HOLD_LIMIT_SECONDS, Pace
 
 FIELD_MANAGER: Final = "tableforge-operator"
 STATUS_FIELD_MANAGER: Final = "tableforge-operator-status"
 
 CALL_TIMEOUT_SECONDS: Final = 10.0
+CALLS_PER_SECOND: Final = 100.0
+"""What the operator asks of the API server at most, unless told otherwise; twice that at once."""
 WATCH_SECONDS: Final = 300
 """How long the API server keeps a watch open; it is then taken up again where it ended."""
 WATCH_IDLE_SECONDS: Final = 90.0
@@ -64,19 +69,24 @@ class Resource:
 CLUSTERS: Final = Resource("tableforge.io/v1alpha1", "WebSocketCluster", "websocketclusters")
 PODS: Final = Resource("v1", "Pod", "pods")
 SECRETS: Final = Resource("v1", "Secret", "secrets")
+CLAIMS: Final = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims")
+REPLICA_SETS: Final = Resource("apps/v1", "ReplicaSet", "replicasets")
 EVENTS: Final = Resource("v1", "Event", "events")
+INGRESS_CLASSES: Final = Resource("networking.k8s.io/v1", "IngressClass", "ingressclasses")
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases")
 
 _RESOURCES: Final = (
     CLUSTERS,
     PODS,
     SECRETS,
+    CLAIMS,
     EVENTS,
     LEASES,
     Resource("v1", "Service", "services"),
     Resource("v1", "ConfigMap", "configmaps"),
     Resource("v1", "ServiceAccount", "serviceaccounts"),
     Resource("apps/v1", "Deployment", "deployments"),
+    REPLICA_SETS,
     Resource("apps/v1", "StatefulSet", "statefulsets"),
     Resource("policy/v1", "PodDisruptionBudget", "poddisruptionbudgets"),
     Resource("autoscaling/v2", "HorizontalPodAutoscaler", "horizontalpodautoscalers"),
@@ -163,16 +173,21 @@ class ServerError(ApiError):
 class Kube:
     """One API server. Use it as an async context manager, or `close` it."""
 
-    def __init__(self, configuration: k8s.Configuration) -> None:
+    def __init__(
+        self, configuration: k8s.Configuration, *, calls_per_second: float = CALLS_PER_SECOND
+    ) -> None:
         # Watches hold a connection each for minutes; a limit would let them starve every other call.
         configuration.connection_pool_maxsize = 0
         configuration.retries = None
         self.configuration = configuration
+        self._pace = Pace(per_second=calls_per_second, burst=max(1, round(2 * calls_per_second)))
         self._client = k8s.ApiClient(configuration)
         self._client.user_agent = f"tableforge-operator/{version('tableforge')}"
 
     @classmethod
-    async def connect(cls, kubeconfig: Path | None = None) -> Self:
+    async def connect(
+        cls, kubeconfig: Path | None = None, *, calls_per_second: float = CALLS_PER_SECOND
+    ) -> Self:
         """Read the credentials: of `kubeconfig`, or of the pod this process runs in.
 
         Raises `ConfigException` of `kubernetes.aio` or OSError where there are none that can be used.
@@ -184,7 +199,7 @@ class Kube:
         else:
             # Reads the token again every minute: kubelets replace it before it expires.
             k8s_config.load_incluster_config(client_configuration=configuration)
-        return cls(configuration)
+        return cls(configuration, calls_per_second=calls_per_second)
 
     async def __aenter__(self) -> Self:
         return self
@@ -196,8 +211,8 @@ class Kube:
         """Close every connection."""
         await self._client.close()
 
-    async def get(self, resource: Resource, namespace: str, name: str) -> Object:
-        """Read one object, as it is now."""
+    async def get(self, resource: Resource, namespace: str | None, name: str) -> Object:
+        """Read one object, as it is now. `namespace` is None for a kind that has none."""
         return await self._call("get", resource, resource.path(namespace, name))
 
     async def list(
@@ -206,6 +221,7 @@ class Kube:
         namespace: str | None,
         *,
         label_selector: str = "",
+        field_selector: str = "",
         timeout_seconds: float = 60.0,
     ) -> tuple[list[Object], str]:
         """All objects, and the resource version from which a watch goes on. Reads page by page."""
@@ -213,6 +229,8 @@ class Kube:
         query = {"limit": "500"}
         if label_selector:
             query["labelSelector"] = label_selector
+        if field_selector:
+            query["fieldSelector"] = field_selector
         async with _deadline(timeout_seconds):
             while True:
                 page = await self._call("list", resource, resource.path(namespace), query=query)
@@ -250,7 +268,7 @@ class Kube:
         response = await self._send("watch", resource, "GET", resource.path(namespace), query, None, timeout)
         try:
             if response.status != 200:
-                raise _error(response, await _body(response))
+                raise self._refusal(response, await _body(response))
             async for line in _lines(response):
                 yield _watch_event(line)
         except aiohttp.SocketTimeoutError:
@@ -280,8 +298,9 @@ class Kube:
             "fieldValidation": "Strict",
         }
         path = resource.path(metadata["namespace"], metadata["name"], subresource)
+        content_type = "application/apply-patch+yaml; charset=utf-8"
         return await self._call(
-            "apply", resource, path, query=query, body=obj, content_type="application/apply-patch+yaml"
+            "apply", resource, path, query=query, body=_as_yaml(obj), content_type=content_type
         )
 
     async def merge(
@@ -313,9 +332,23 @@ class Kube:
             "update", resource, path, query=query, body=obj, timeout_seconds=timeout_seconds
         )
 
-    async def delete(self, resource: Resource, namespace: str, name: str, *, uid: str) -> None:
-        """Delete exactly the object with this uid, its dependents in the background after it."""
-        body = {"propagationPolicy": "Background", "preconditions": {"uid": uid}}
+    async def delete(
+        self,
+        resource: Resource,
+        namespace: str,
+        name: str,
+        *,
+        uid: str,
+        resource_version: str | None = None,
+    ) -> None:
+        """Delete exactly the object with this uid, its dependents in the background after it.
+
+        Raises ConflictError where it is another one by now, or is not as it was at `resource_version`.
+        """
+        preconditions = {"uid": uid}
+        if resource_version is not None:
+            preconditions["resourceVersion"] = resource_version
+        body = {"propagationPolicy": "Background", "preconditions": preconditions}
         await self._call("delete", resource, resource.path(namespace, name), body=body)
 
     async def authorization(self) -> str | None:
@@ -331,7 +364,7 @@ class Kube:
         path: str,
         *,
         query: Mapping[str, str] | None = None,
-        body: Object | None = None,
+        body: Object | str | None = None,
         content_type: str = "application/json",
         timeout_seconds: float = CALL_TIMEOUT_SECONDS,
     ) -> Object:
@@ -345,7 +378,7 @@ class Kube:
         finally:
             response.release()
         if response.status >= 400:
-            raise _error(response, text)
+            raise self._refusal(response, text)
         answer: Object = json.loads(text)
         return answer
 
@@ -356,7 +389,7 @@ class Kube:
         method: str,
         path: str,
         query: Mapping[str, str],
-        body: Object | None,
+        body: Object | str | None,
         timeout: aiohttp.ClientTimeout,
         content_type: str = "application/json",
     ) -> aiohttp.ClientResponse:
@@ -366,9 +399,11 @@ class Kube:
             "Content-Type": content_type,
             "User-Agent": self._client.user_agent,
         }
-        if verb in _WRITES:
-            metrics.API_WRITES.labels(verb, resource.plural).inc()
+        # A lease that expires because we save calls costs more than it saves.
+        if resource is not LEASES:
+            metrics.API_WAIT_SECONDS.inc(await self._pace.wait())
         code = 0
+        started = time.monotonic()
         try:
             await self._client.update_params_for_auth(
                 headers, [], ["BearerToken"], path, method, None, request_auth=None
@@ -382,13 +417,33 @@ class Kube:
             raise UnreachableError(f"{verb} {path}: {_describe(error)}") from error
         finally:
             metrics.API_CALLS.labels(verb, resource.plural, str(code)).inc()
+            if verb in _WRITES:
+                metrics.API_WRITES.labels(verb, resource.plural, str(code)).inc()
+            metrics.API_SECONDS.labels(verb).observe(time.monotonic() - started)
         return response
+
+    def _refusal(self, response: aiohttp.ClientResponse, text: bytes) -> ApiError:
+        error = _error(response, text)
+        if isinstance(error, TooManyRequestsError):
+            # It counts all that comes from us: going on with something else would only prolong it.
+            self._pace.hold(error.retry_after_seconds)
+        return error
 
 
 def _must_exist(kubeconfig: Path) -> None:
     # It may name several files, as $KUBECONFIG does; the loader says nothing of those that are missing.
     if not any(Path(part).is_file() for part in str(kubeconfig).split(os.pathsep)):
         raise FileNotFoundError(f"there is no kubeconfig {kubeconfig}")
+
+
+def _as_yaml(obj: Object) -> str:
+    """JSON that is YAML too, which knows no pairs of surrogates: what JSON writes as one stands as it is."""
+    text = json.dumps(obj, ensure_ascii=False)
+    return _NOT_ASCII.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+_NOT_ASCII: Final = re.compile("[\x7f-\uffff]")
+"""Some of them end a line of YAML, some it does not take at all; as an escape it takes each."""
 
 
 _METHODS: Final[Mapping[str, str]] = {
@@ -486,7 +541,9 @@ _KINDS: Final[Mapping[int, type[ApiError]]] = {
 
 
 def _seconds(text: str | None) -> float:
-    return float(text) if text is not None and text.isdecimal() else 1.0
+    if text is None or not (text.isascii() and text.isdecimal()):
+        return 1.0
+    return min(float(text[:9]), HOLD_LIMIT_SECONDS)
 
 
 def _describe(error: BaseException) -> str:

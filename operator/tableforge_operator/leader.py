@@ -14,11 +14,15 @@ from typing import Any, Final
 from tableforge_operator import metrics
 from tableforge_operator.kube import LEASES, ApiError, ConflictError, Kube, NotFoundError
 
-LEASE_SECONDS: Final = 15.0
-"""How long others wait for a holder that says nothing."""
-RENEW_DEADLINE_SECONDS: Final = 10.0
+LEASE_SECONDS: Final = 11.0
+"""How long others wait for a holder that says nothing. They notice its last word up to `RETRY_SECONDS` late,
+so that somebody leads again within 14 seconds."""
+RENEW_DEADLINE_SECONDS: Final = 8.0
 """After this long without a renewal the holder gives up; the rest of the duration is for stopping."""
 RETRY_SECONDS: Final = 2.0
+FENCE_LIMIT: Final = 2**30
+"""Fences that instances tell are raised above up to this. A Lease's transitions are 32 bits wide, and no
+fleet must be able to use them up for all."""
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +58,8 @@ class Leader:
         """When its record last changed, by our clock."""
         self._renewed_at: float | None = None
         """When the last renewal that worked was begun; None while not holding."""
+        self._least = 0
+        """No reign of ours has a lower number than this."""
         self.transitions = 0
         """How often the lease has changed hands: a fence for commands that must not come late."""
 
@@ -68,6 +74,16 @@ class Leader:
             return False
         return asyncio.get_running_loop().time() > self._renewed_at + self._lease_seconds
 
+    def raise_above(self, fence: int) -> bool:
+        """Have more transitions than `fence` from the next renewal on; False where that is out of bounds.
+
+        Fleets remember the highest number that they have seen. A Lease that was deleted starts from 1 again.
+        """
+        if not 0 <= fence < FENCE_LIMIT:
+            return False
+        self._least = max(self._least, fence + 1)
+        return True
+
     async def acquire(self) -> None:
         """Wait until the lease is ours."""
         while True:
@@ -76,9 +92,15 @@ class Leader:
                     metrics.LEADER.set(1)
                     log.info("leading", extra={"identity": self._identity, "transitions": self.transitions})
                     return
+                delay = self._until_expiry()
             except ApiError as error:
                 log.warning("cannot get the lease", extra={"error": error.message})
-            await asyncio.sleep(self._retry_seconds * random.uniform(0.8, 1.2))  # noqa: S311
+                delay = self._retry_seconds
+            # Not all at the same moment.
+            await asyncio.sleep(
+                min(delay, self._retry_seconds) * random.uniform(0.8, 1.0)  # noqa: S311
+                + random.uniform(0.01, 0.05)  # noqa: S311
+            )
 
     async def hold(self) -> None:
         """Renew until cancelled. Raises LeadershipLostError."""
@@ -118,6 +140,15 @@ class Leader:
         except ApiError as error:
             log.warning("cannot release the lease", extra={"error": error.message})
 
+    def _until_expiry(self) -> float:
+        """In how many seconds the lease that somebody else holds runs out, if nothing more is heard."""
+        if self._lease is None:
+            return 0.0
+        return max(0.0, self._expires(self._lease) - asyncio.get_running_loop().time())
+
+    def _expires(self, lease: dict[str, Any]) -> float:
+        return self._seen_at + float(lease["spec"].get("leaseDurationSeconds") or self._lease_seconds)
+
     def _give_up_at(self) -> float:
         assert self._renewed_at is not None  # noqa: S101 - only called while holding
         return self._renewed_at + self._renew_deadline_seconds
@@ -134,8 +165,7 @@ class Leader:
         if self._lease is None or _fingerprint(self._lease) != _fingerprint(lease):
             self._seen_at = started
         self._lease = lease
-        expires = self._seen_at + float(spec.get("leaseDurationSeconds") or self._lease_seconds)
-        if holder not in ("", self._identity) and started < expires:
+        if holder not in ("", self._identity) and started < self._expires(lease):
             return False
         if holder != self._identity and self._renewed_at is not None:
             return False
@@ -160,6 +190,8 @@ class Leader:
         self._lease = lease
         self._seen_at = self._renewed_at = started
         self.transitions = int(lease["spec"].get("leaseTransitions") or 0)
+        # Whoever deletes it meanwhile does not make our commands look older than they are.
+        self._least = max(self._least, self.transitions)
 
     def _record(self, lease: dict[str, Any] | None) -> dict[str, Any]:
         stamp = dt.datetime.now(dt.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -176,7 +208,7 @@ class Leader:
                 "leaseDurationSeconds": max(1, round(self._lease_seconds)),
                 "acquireTime": before.get("acquireTime") if ours else stamp,
                 "renewTime": stamp,
-                "leaseTransitions": transitions if ours else transitions + 1,
+                "leaseTransitions": max(transitions if ours else transitions + 1, self._least),
             },
         }
 

@@ -1,15 +1,29 @@
 """The operator's master key, from which everything secret that it makes is derived."""
 
+import asyncio
 import base64
 import binascii
+import logging
 import secrets
 from typing import Final
 
-from tableforge_operator.kube import SECRETS, AlreadyExistsError, Kube, NotFoundError
+from tableforge_operator.kube import (
+    SECRETS,
+    AlreadyExistsError,
+    Kube,
+    NotFoundError,
+    ServerError,
+    TooManyRequestsError,
+    UnreachableError,
+)
 
 SECRET_NAME: Final = "tableforge-operator-master-key"  # noqa: S105 - a name
 DATA_KEY: Final = "key"
 SIZE_BYTES: Final = 32
+ATTEMPTS: Final = 4
+RETRY_SECONDS: Final = 1.0
+
+log = logging.getLogger(__name__)
 
 
 class MasterKeyError(Exception):
@@ -17,7 +31,20 @@ class MasterKeyError(Exception):
 
 
 async def master_key(kube: Kube, namespace: str) -> bytes:
-    """The key in the operator's own namespace; made where there is none. Raises MasterKeyError, ApiError."""
+    """The key in the operator's own namespace; made where there is none. Raises MasterKeyError, ApiError.
+
+    What a retry can mend is tried again for a moment: less than the lease that was just acquired lasts.
+    """
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return await _master_key(kube, namespace)
+        except (UnreachableError, ServerError, TooManyRequestsError) as error:
+            log.warning("cannot get the master key", extra={"error": error.message})
+            await asyncio.sleep(RETRY_SECONDS)
+    return await _master_key(kube, namespace)
+
+
+async def _master_key(kube: Kube, namespace: str) -> bytes:
     try:
         return _key_of(await kube.get(SECRETS, namespace, SECRET_NAME), namespace)
     except NotFoundError:

@@ -1,8 +1,12 @@
 """What the operator counts about itself, scraped from `/metrics` on the health port."""
 
+from collections.abc import Callable, Iterable, Mapping
+from importlib.metadata import version
 from typing import Final
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
 REGISTRY: Final = CollectorRegistry()
 
@@ -18,8 +22,25 @@ RECONCILE_SECONDS: Final = Histogram(
     buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
     registry=REGISTRY,
 )
+RECONCILE_ERRORS: Final = Counter(
+    "tableforge_operator_reconcile_errors_total",
+    "What went wrong in reconciles, by reason: a child that was refused, or what ended the reconcile.",
+    ["reason"],
+    registry=REGISTRY,
+)
 QUEUE_DEPTH: Final = Gauge(
-    "tableforge_operator_queue_depth", "Clusters that wait for a worker.", registry=REGISTRY
+    "tableforge_operator_queue_depth", "Clusters that are due and wait for a worker.", registry=REGISTRY
+)
+QUEUE_AGE_SECONDS: Final = Gauge(
+    "tableforge_operator_queue_age_seconds",
+    "For how long the cluster that has waited longest for a worker has been due.",
+    registry=REGISTRY,
+)
+QUEUE_WAIT_SECONDS: Final = Histogram(
+    "tableforge_operator_queue_wait_seconds",
+    "For how long clusters were due before a worker took them.",
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+    registry=REGISTRY,
 )
 API_CALLS: Final = Counter(
     "tableforge_operator_api_calls_total",
@@ -29,8 +50,26 @@ API_CALLS: Final = Counter(
 )
 API_WRITES: Final = Counter(
     "tableforge_operator_api_writes_total",
-    "Calls to the API server that may write, by verb and resource.",
-    ["verb", "resource"],
+    "Those of them that may write, likewise.",
+    ["verb", "resource", "code"],
+    registry=REGISTRY,
+)
+API_SECONDS: Final = Histogram(
+    "tableforge_operator_api_seconds",
+    "Until the head of the API server's answer, or until it was given up, by verb.",
+    ["verb"],
+    buckets=(0.005, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10),
+    registry=REGISTRY,
+)
+API_WAIT_SECONDS: Final = Counter(
+    "tableforge_operator_api_wait_seconds_total",
+    "For how long calls were held back: by the operator's own limit, or because the API server asked for it.",
+    registry=REGISTRY,
+)
+WATCH_RESTARTS: Final = Counter(
+    "tableforge_operator_watch_restarts_total",
+    "Kinds that were listed anew, by why: resync, gone (the resource version was too old), failed or denied.",
+    ["resource", "reason"],
     registry=REGISTRY,
 )
 WATCH_UP: Final = Gauge(
@@ -45,7 +84,51 @@ FLEET_READS: Final = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
-CLUSTERS: Final = Gauge("tableforge_operator_clusters", "WebSocketClusters known.", registry=REGISTRY)
+COMMANDS: Final = Counter(
+    "tableforge_operator_commands_total",
+    "Commands to fleets by kind (any, where it failed) and outcome: taken or failed.",
+    ["kind", "outcome"],
+    registry=REGISTRY,
+)
+REBALANCES: Final = Counter(
+    "tableforge_operator_rebalances_total",
+    "What happened to plans that keep load even, by event: RebalanceStarted, RebalanceFinished and others.",
+    ["event"],
+    registry=REGISTRY,
+)
+REBALANCE_MOVES: Final = Counter(
+    "tableforge_operator_rebalance_moves_total",
+    "Rooms of finished plans (or instances that were to send clients elsewhere) by outcome: done or failed.",
+    ["outcome"],
+    registry=REGISTRY,
+)
 LEADER: Final = Gauge(
     "tableforge_operator_leader", "1 while this process holds the lease.", registry=REGISTRY
 )
+INFO: Final = Gauge("tableforge_operator_info", "Always 1.", ["version"], registry=REGISTRY)
+INFO.labels(version("tableforge")).set(1)
+ProcessCollector(registry=REGISTRY)
+
+CLUSTER_STATES: Final = ("Ready", "Reconciling", "Stalled", "Paused", "Unknown")
+
+
+class ClustersByState(Collector):
+    """Counts the clusters when it is asked: states change in more places than could be kept count in."""
+
+    count: Callable[[], Mapping[str, int]] = staticmethod(dict)
+    """Clusters by state; set by who knows them."""
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            "tableforge_operator_clusters",
+            "WebSocketClusters known, by state: " + ", ".join(CLUSTER_STATES) + " (no verdict yet).",
+            labels=["state"],
+        )
+        counted = self.count()
+        for state in CLUSTER_STATES:
+            family.add_metric([state], counted.get(state, 0))
+        yield family
+
+
+CLUSTERS: Final = ClustersByState()
+REGISTRY.register(CLUSTERS)

@@ -3,16 +3,27 @@
 import asyncio
 import dataclasses
 import logging
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
+from tableforge_operator import metrics
+from tableforge_operator.act import handover
 from tableforge_operator.act.memory import Memory
-from tableforge_operator.decide import changes, ownership
+from tableforge_operator.api import names
+from tableforge_operator.decide import advice, changes, ownership
 from tableforge_operator.decide.changes import Apply
 from tableforge_operator.decide.findings import legible
+from tableforge_operator.decide.leftovers import named_by
+from tableforge_operator.decide.resources import OPTIONAL_KINDS
+from tableforge_operator.decide.resources.kinds import CONFIG_MAP
+from tableforge_operator.decide.rollout import Scale
 from tableforge_operator.decide.snapshot import Applied, ChildKey, Object, Refusal, RefusalReason
+from tableforge_operator.decide.storage import Growth
 from tableforge_operator.kube import (
     FIELD_MANAGER,
+    PODS,
+    REPLICA_SETS,
     AlreadyExistsError,
+    ApiError,
     ConflictError,
     ForbiddenError,
     InvalidError,
@@ -23,15 +34,17 @@ from tableforge_operator.kube import (
     resource_of,
 )
 from tableforge_operator.observe.store import Store
+from tableforge_operator.pace import Pace
 
-Result = Literal["created", "changed", "repaired", "unchanged", "refused"]
+Result = Literal["created", "changed", "repaired", "unchanged", "withdrawn", "refused"]
 
-ADOPTIONS_PER_SECOND: Final = 20.0
+ADOPTIONS_PER_SECOND: Final = 40.0
 """How fast a restarted operator applies what it finds, so that a start with many clusters is no storm."""
-ADOPTIONS_BURST: Final = 40
+ADOPTIONS_BURST: Final = 80
 
 _HEAD: Final = frozenset({"apiVersion", "kind", "metadata"})
 _SET_BACK_MANAGER: Final = f"{FIELD_MANAGER}-set-back"
+_SCALE_MANAGER: Final = f"{FIELD_MANAGER}-scale"
 
 _RETRY_SECONDS: Final[dict[RefusalReason, tuple[float, float]]] = {
     # First and longest delay; where only a read is repeated it may be soon.
@@ -39,7 +52,11 @@ _RETRY_SECONDS: Final[dict[RefusalReason, tuple[float, float]]] = {
     "WaitingForDeletion": (0.5, 10.0),
     "Rejected": (15.0, 600.0),
     "Forbidden": (3.0, 60.0),
+    "QuotaExceeded": (5.0, 60.0),
+    "PolicyDenied": (15.0, 300.0),
+    "StorageNotGrown": (5.0, 60.0),
     "ApiUnavailable": (1.0, 60.0),
+    "NotServed": (5.0, 60.0),
 }
 
 log = logging.getLogger(__name__)
@@ -51,6 +68,8 @@ class Outcome:
 
     key: ChildKey
     result: Result
+    of_pod: bool = False
+    """Whether it leads to a single instance: such things come and go with pods, and are no news."""
 
 
 class Children:
@@ -59,23 +78,26 @@ class Children:
     def __init__(self, kube: Kube, store: Store) -> None:
         self._kube = kube
         self._store = store
-        self._pace = _Pace(ADOPTIONS_PER_SECOND, ADOPTIONS_BURST)
+        self._pace = Pace(per_second=ADOPTIONS_PER_SECOND, burst=ADOPTIONS_BURST)
 
-    async def apply(self, wanted: Apply, *, cluster: Object, memory: Memory) -> Outcome:
-        """Make one child as it should be. A refusal is remembered, not raised.
+    async def apply(self, wanted: Apply, *, cluster: Object, memory: Memory, paced: bool = True) -> Outcome:
+        """Make one child as it should be. A refusal is remembered, not raised. `paced`: nobody waits for it.
 
         Raises UnreachableError, TooManyRequestsError, UnauthorizedError, NamespaceTerminatingError: those are
         about no child.
         """
         key = wanted.key
-        if wanted.reason == "Adopted":
+        if wanted.reason == "Adopted" and paced:
             await self._pace.wait()
         try:
             live = await self._get(wanted.obj)
-            if live is None:
-                after = await self._kube.apply(wanted.obj, force=False)
+            if live is None and wanted.instances_at_least is not None:
+                after = await handover.create(self._kube, wanted.obj, at_least=wanted.instances_at_least)
                 result: Result = "created"
-            elif (refusal := _not_ours(live, cluster)) is not None:
+            elif live is None:
+                after = await self._kube.apply(wanted.obj, force=False)
+                result = "created"
+            elif (refusal := _not_ours(live, wanted.obj, cluster)) is not None:
                 return self._refused(wanted.obj, wanted.digest, *refusal, memory=memory)
             else:
                 after = await self._apply_over(wanted, live)
@@ -90,11 +112,13 @@ class Children:
         )
         # The watch may be behind; what it brings later and is older is passed over.
         self._store.put(after, notify=False)
-        return Outcome(key=key, result=result)
+        return Outcome(key=key, result=result, of_pod=ownership.of_pod(wanted.obj))
 
     async def _apply_over(self, wanted: Apply, live: Object) -> dict[str, Any]:
         metadata = {**wanted.obj["metadata"], "uid": live["metadata"]["uid"]}
         obj = {**wanted.obj, "metadata": metadata}
+        if wanted.instances_at_least is not None:
+            return await handover.apply(self._kube, obj, live, at_least=wanted.instances_at_least)
         try:
             return await self._kube.apply(obj, force=True)
         except InvalidError:
@@ -148,7 +172,107 @@ class Children:
         memory.secrets_created.add(key[1])
         return Outcome(key=key, result=result)
 
-    async def _get(self, obj: dict[str, Any]) -> Object | None:
+    async def scale(self, wanted: Scale, *, memory: Memory) -> Outcome:
+        """Set how many instances a Deployment has, and nothing else of it.
+
+        Raises like `apply`.
+        """
+        live = wanted.deployment
+        key, metadata = changes.key_of(live), live["metadata"]
+        body = {
+            "apiVersion": live["apiVersion"],
+            "kind": live["kind"],
+            "metadata": {part: metadata[part] for part in ("name", "namespace", "uid")},
+            "spec": {"replicas": wanted.replicas},
+        }
+        try:
+            # A manager of its own: what the other one doesn't mention any more would be taken away.
+            after = await self._kube.apply(body, field_manager=_SCALE_MANAGER, force=True)
+        except (ConflictError, InvalidError, ForbiddenError, NotFoundError, ServerError) as error:
+            if isinstance(error, NamespaceTerminatingError):
+                raise
+            return self._refused(live, wanted.digest, *_refusal(error, live), memory=memory)
+        memory.refusals.pop(key, None)
+        # Our own fields are fewer now by that one, which is no drift.
+        memory.applied.pop(key, None)
+        self._store.put(after, notify=False)
+        return Outcome(key=key, result="changed")
+
+    async def grow(self, wanted: Growth, *, memory: Memory) -> Outcome:
+        """Ask for a larger claim, and nothing else of it.
+
+        Raises like `apply`.
+        """
+        live = wanted.claim
+        key, metadata = changes.key_of(live), live["metadata"]
+        body = {
+            "apiVersion": live["apiVersion"],
+            "kind": live["kind"],
+            "metadata": {part: metadata[part] for part in ("name", "namespace", "uid")},
+            "spec": {"resources": {"requests": {"storage": wanted.size}}},
+        }
+        try:
+            after = await self._kube.apply(body, force=True)
+        except (ConflictError, InvalidError, ForbiddenError, NotFoundError, ServerError) as error:
+            if isinstance(error, NamespaceTerminatingError):
+                raise
+            reason, message = _refusal(error, live)
+            if isinstance(error, ForbiddenError | InvalidError):
+                reason, message = "StorageNotGrown", wanted.refused(str(error))
+            return self._refused(live, wanted.digest, reason, message, memory=memory)
+        memory.refusals.pop(key, None)
+        self._store.put(after, notify=False)
+        return Outcome(key=key, result="changed")
+
+    async def withdraw(self, live: Object, *, cluster: Object, memory: Memory) -> Outcome:
+        """Delete a child of this cluster that is no longer wanted, and no other by its name.
+
+        It is looked at once more: what the watch brought may be of some time ago. What is not this cluster's
+        any more, or changes at that moment, stays, and the next turn decides anew.
+
+        Raises like `apply`.
+        """
+        key = changes.key_of(live)
+        metadata = live["metadata"]
+        resource = resource_of(live["apiVersion"], live["kind"])
+        try:
+            now = await self._get(live)
+            if now is not None and await self._is_needed(now, live, cluster):
+                self._store.put(now, notify=False)
+                return Outcome(key=key, result="unchanged")
+            if now is not None:
+                await self._kube.delete(
+                    resource,
+                    metadata["namespace"],
+                    metadata["name"],
+                    uid=metadata["uid"],
+                    resource_version=now["metadata"]["resourceVersion"],
+                )
+        except ConflictError:
+            return Outcome(key=key, result="unchanged")
+        except NotFoundError:
+            pass
+        except (InvalidError, ForbiddenError, ServerError) as error:
+            reason, message = _refusal(error, live, "delete")
+            return self._refused(live, changes.WITHDRAWN, reason, message, memory=memory)
+        memory.refusals.pop(key, None)
+        memory.applied.pop(key, None)
+        self._store.remove(live, notify=False)
+        return Outcome(key=key, result="withdrawn")
+
+    async def _is_needed(self, live: Object, seen: Object, cluster: Object) -> bool:
+        """Whether an object that looked superfluous is somebody else's by now, or named by a pod."""
+        if _not_ours(live, seen, cluster) is not None:
+            return True
+        if live["kind"] != CONFIG_MAP.kind:
+            return False
+        metadata, users = live["metadata"], []
+        selector = f"{names.CLUSTER_LABEL}={cluster['metadata']['name']}"
+        for resource in (REPLICA_SETS, PODS):
+            users += (await self._kube.list(resource, metadata["namespace"], label_selector=selector))[0]
+        return metadata["name"] in named_by(users)
+
+    async def _get(self, obj: Object) -> Object | None:
         resource = resource_of(obj["apiVersion"], obj["kind"])
         try:
             return await self._kube.get(resource, obj["metadata"]["namespace"], obj["metadata"]["name"])
@@ -162,6 +286,7 @@ class Children:
         owner = ownership.controller(obj)
         last = memory.refusals.get(key)
         attempts = 1 if last is None or (last.digest, last.reason) != (digest, reason) else last.attempts + 1
+        metrics.RECONCILE_ERRORS.labels(reason).inc()
         first, longest = _RETRY_SECONDS[reason]
         memory.refusals[key] = Refusal(
             reason=reason,
@@ -184,10 +309,11 @@ class Children:
         return Outcome(key=key, result="refused")
 
 
-def _not_ours(live: Object, cluster: Object) -> tuple[RefusalReason, str] | None:
-    """Why a living object may not be applied; None where it is this cluster's own."""
+def _not_ours(live: Object, wanted: Object, cluster: Object) -> tuple[RefusalReason, str] | None:
+    """Why a living object may not be applied; None where it is this cluster's, or its pod's."""
     what, owner = f"{live['kind']} {live['metadata']['name']}", ownership.controller(live)
-    if owner is not None and owner["uid"] == cluster["metadata"]["uid"]:
+    ours = ownership.controller(wanted)
+    if owner is not None and ours is not None and owner["uid"] == ours["uid"]:
         if live["metadata"].get("deletionTimestamp"):
             return "WaitingForDeletion", f"{what} is being deleted; it is created again once it is gone."
         return None
@@ -220,28 +346,13 @@ def _result(wanted: Apply, live: Object, after: Object) -> Result:
     return "repaired" if wanted.reason == "Drifted" else "changed"
 
 
-def _refusal(error: Exception, obj: Object) -> tuple[RefusalReason, str]:
+def _refusal(error: ApiError, obj: Object, verb: str = "create or change") -> tuple[RefusalReason, str]:
     what = f"{obj['kind']} {obj['metadata']['name']}"
-    if isinstance(error, InvalidError):
-        return (
-            "Rejected",
-            f"The API server does not accept {what}: {error}. Change the field of spec it is from.",
-        )
-    if isinstance(error, ForbiddenError):
-        return "Forbidden", f"The operator may not create or change {what}: {error}."
+    if obj["kind"] in OPTIONAL_KINDS and error.status in (404, 405):
+        return "NotServed", f"{what} could not be made: its CRD is not there, or is about to go."
+    if isinstance(error, InvalidError | ForbiddenError):
+        reason, fix = advice.about_refusal(obj["kind"], str(error), denied=isinstance(error, ForbiddenError))
+        if reason:
+            return cast("RefusalReason", reason), f"The API server does not accept {what}: {error}. {fix}."
+        return "Forbidden", f"The operator may not {verb} {what}: {error}."
     return "ApiUnavailable", f"{what} could not be created or changed: {error}."
-
-
-class _Pace:
-    """At most `burst` at once and `rate` a second in the long run."""
-
-    def __init__(self, rate: float, burst: int) -> None:
-        self._rate = rate
-        self._burst = burst
-        self._free_at = 0.0
-
-    async def wait(self) -> None:
-        now = asyncio.get_running_loop().time()
-        self._free_at = max(self._free_at, now - self._burst / self._rate) + 1 / self._rate
-        if self._free_at > now:
-            await asyncio.sleep(self._free_at - now)

@@ -9,6 +9,7 @@ from typing import Final
 
 from tableforge_operator.act.children import Outcome
 from tableforge_operator.act.memory import Memory
+from tableforge_operator.decide.rollout import News
 from tableforge_operator.decide.snapshot import Object
 from tableforge_operator.decide.status import Event
 from tableforge_operator.kube import FIELD_MANAGER, ApiError, Kube
@@ -34,14 +35,25 @@ async def tell(
         try:
             await kube.create(_object(cluster, event, reporter))
         except ApiError as error:
-            log.warning("event lost", extra={"reason": event.reason, "error": error.message})
+            name = f"{cluster['metadata']['namespace']}/{cluster['metadata']['name']}"
+            log.warning("event lost", extra={"cluster": name, "reason": event.reason, "error": error.message})
+
+
+def of_plan(news: Iterable[News], outcome: Outcome) -> tuple[Event, ...]:
+    """What a plan has to tell of a child, where it has come about."""
+    if outcome.result in ("refused", "unchanged"):
+        return ()
+    return tuple(one.event for one in news if one.child == outcome.key)
 
 
 def of_outcomes(outcomes: Iterable[Outcome]) -> tuple[Event, ...]:
-    """What was created and what was repaired, one Event each."""
+    """What was created, repaired and deleted, one Event each."""
     outcomes = tuple(outcomes)
-    created = [" ".join(outcome.key) for outcome in outcomes if outcome.result == "created"]
+    created = [
+        " ".join(outcome.key) for outcome in outcomes if outcome.result == "created" and not outcome.of_pod
+    ]
     repaired = [" ".join(outcome.key) for outcome in outcomes if outcome.result == "repaired"]
+    withdrawn = [" ".join(outcome.key) for outcome in outcomes if outcome.result == "withdrawn"]
     found: list[Event] = []
     if created:
         found.append(Event(type="Normal", reason="Created", message=f"Created {', '.join(created)}."))
@@ -51,6 +63,14 @@ def of_outcomes(outcomes: Iterable[Outcome]) -> tuple[Event, ...]:
                 type="Normal",
                 reason="DriftRepaired",
                 message=f"Set back {', '.join(repaired)}: fields that the operator owns had been changed.",
+            )
+        )
+    if withdrawn:
+        found.append(
+            Event(
+                type="Normal",
+                reason="Deleted",
+                message=f"Deleted {', '.join(withdrawn)}, which the spec no longer asks for.",
             )
         )
     return tuple(found)

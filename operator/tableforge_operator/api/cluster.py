@@ -1,23 +1,21 @@
 """A WebSocketCluster as the API server hands it out, typed."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
 from tableforge_dataplane.contract import endpoints, settings
 from tableforge_operator.api import names
-from tableforge_operator.api.fields import Group
-from tableforge_operator.api.quantities import Duration
-from tableforge_operator.api.spec import (
-    DEFAULT_DATAPLANE_IMAGE,
-    DEFAULT_REDIS_IMAGE,
-    JwtSecretRef,
-    ManagedRedis,
-    PasswordSecretRef,
-    Spec,
-)
+from tableforge_operator.api.fields import Group, default_of
+from tableforge_operator.api.quantities import Duration, quantity_thousandths
+from tableforge_operator.api.references import Reference, references
+from tableforge_operator.api.spec import Spec
+from tableforge_operator.api.spec.common import DEFAULT_DATAPLANE_IMAGE, DEFAULT_REDIS_IMAGE
+from tableforge_operator.api.spec.redis_managed import ManagedRedis
 from tableforge_operator.api.status import Status
+
+_WEIGHT: Final = settings.specs()["routing.weight"]
 
 
 class InvalidClusterError(ValueError):
@@ -70,19 +68,52 @@ class WebSocketCluster(msgspec.Struct, frozen=True, kw_only=True):
         return self.spec.redis.key_prefix or f"{self.namespace}/{self.name}"
 
     @property
-    def secret_refs(self) -> Mapping[str, JwtSecretRef | PasswordSecretRef]:
-        """The Secrets that the user names, by the setting whose file they are mounted as."""
-        external = self.spec.redis.external
-        refs = {
-            "auth.jwt_secret": self.spec.auth.jwt_secret_ref,
-            "redis.password": None if external is None else external.password_secret_ref,
-        }
-        return {setting: ref for setting, ref in refs.items() if ref is not None}
+    def references(self) -> tuple[Reference, ...]:
+        """The Secrets and ConfigMaps that the user names, with the files they are mounted as."""
+        return references(self.spec)
+
+    @property
+    def autoscaled(self) -> bool:
+        """Whether an autoscaler decides how many instances run. A fleet of none is nobody's to scale."""
+        return self.spec.autoscaling.enabled and self.spec.replicas > 0
+
+    @property
+    def capacity(self) -> int:
+        """The most connections that one instance takes."""
+        given = self.spec.load_balancing.max_connections_per_instance
+        return min(
+            self.spec.websocket.max_connections,
+            default_of("load_balancing.max_connections_per_instance") if given is None else given,
+        )
+
+    @property
+    def weight(self) -> int:
+        """How much one instance carries beside others: the CPU it is set aside, in thousandths."""
+        resources = self.spec.pod.resources
+        # A limit without a request is the request, too.
+        cpu = resources.requests.get("cpu", resources.limits.get("cpu"))
+        spec, default = _WEIGHT
+        if cpu is None:
+            return int(default)
+        assert spec.minimum is not None  # noqa: S101 - for the type checker
+        assert spec.maximum is not None  # noqa: S101 - likewise
+        return int(min(max(quantity_thousandths(str(cpu)), spec.minimum), spec.maximum))
+
+    @property
+    def routed(self) -> bool:
+        """Whether each instance has an address of its own, and rooms have homes."""
+        return self.spec.routing.mode == "Gateway"
+
+    @property
+    def service_port(self) -> int:
+        """Port of the Service that clients connect to."""
+        return self.spec.service.port or self.spec.websocket.port
 
     @property
     def url(self) -> str:
         """Where clients inside the Kubernetes cluster connect."""
-        return f"ws://{self.name}.{self.namespace}.svc:{self.spec.websocket.port}{endpoints.WS_PATH}"
+        scheme = "ws" if self.spec.websocket.tls is None else "wss"
+        return f"{scheme}://{self.name}.{self.namespace}.svc:{self.service_port}{endpoints.WS_PATH}"
 
 
 class _Metadata(Group, frozen=True):

@@ -15,6 +15,7 @@ from tableforge_operator.api import names
 from tableforge_operator.api.fields import Rule
 from tableforge_operator.api.schema import group_schema
 from tableforge_operator.api.spec import Spec
+from tableforge_operator.api.spec.redis import STORAGE_RULE
 from tableforge_operator.api.status import Status
 
 FILE: Final = Path(__file__).parents[3] / "crds" / f"{names.PLURAL}.{names.GROUP}.yaml"
@@ -68,7 +69,7 @@ def crd() -> dict[str, Any]:
             "spec": group_schema(Spec),
             "status": status,
         },
-        "x-kubernetes-validations": [_NAME_RULE.schema()],
+        "x-kubernetes-validations": [_NAME_RULE.schema(), STORAGE_RULE.schema()],
     }
     return {
         "apiVersion": "apiextensions.k8s.io/v1",

@@ -58,14 +58,23 @@ def setting(name: str, description: str | None = None, *, ge: int | None = None)
 
     `ge` raises the lower bound where Kubernetes asks for more than the data plane does.
     """
+    return _meta(name, description or _SETTINGS[name][0].doc, extra={"setting": name}, ge=ge)
+
+
+def bounded(name: str) -> msgspec.Meta:
+    """A field with the meaning and the bounds of the setting `name`, in a group that is written as JSON."""
+    return _meta(name, _SETTINGS[name][0].doc)
+
+
+def _meta(
+    name: str, description: str, *, extra: dict[str, Any] | None = None, ge: int | None = None
+) -> msgspec.Meta:
     spec, default = _SETTINGS[name]
-    text = description or spec.doc
-    extra = {"setting": name}
     if spec.unit is settings.Unit.MILLISECONDS:
         low, high = _bounds(spec, ge)
         rules = _duration_rules(Duration(low), Duration(high))
         return msgspec.Meta(
-            description=text,
+            description=description,
             extra=extra,
             extra_json_schema={
                 "maxLength": DURATION_MAX_LENGTH,
@@ -74,8 +83,32 @@ def setting(name: str, description: str | None = None, *, ge: int | None = None)
         )
     if isinstance(default, int) and not isinstance(default, bool):
         low, high = _bounds(spec, ge)
-        return msgspec.Meta(description=text, extra=extra, ge=low, le=high)
-    return msgspec.Meta(description=text, extra=extra)
+        return msgspec.Meta(description=description, extra=extra, ge=low, le=high)
+    return msgspec.Meta(description=description, extra=extra)
+
+
+def optional_setting(name: str, description: str | None = None) -> msgspec.Meta:
+    """A number, flag, choice or duration that may be left out: `Annotated[int, optional_setting(…)] | None`.
+
+    The CRD fills nothing in, so that an object shows what its author decided. The data plane's default holds,
+    and stands in the description.
+    """
+    default = default_of(name)
+    shown = str(default).lower() if isinstance(default, bool) else default
+    return setting(name, f"{description or _SETTINGS[name][0].doc} Default: {shown}.")
+
+
+def written_setting(
+    name: str, description: str, *rules: Rule, schema: dict[str, Any] | None = None, **bounds: Any
+) -> msgspec.Meta:
+    """A field that the data plane takes as a text: one, a list, or groups that are written as JSON.
+
+    `rules`, `schema` and `bounds` are those of `field`; they must let through no more than the setting does.
+    """
+    extra = dict(schema or {})
+    if rules:
+        extra["x-kubernetes-validations"] = [rule.schema() for rule in rules]
+    return msgspec.Meta(description=description, extra={"setting": name}, extra_json_schema=extra, **bounds)
 
 
 def default_of(name: str) -> Any:
@@ -97,11 +130,36 @@ def settings_in(group: msgspec.Struct) -> Iterator[tuple[str, Any]]:
 @functools.cache
 def _settings_of(group: type[msgspec.Struct]) -> tuple[tuple[str, str | None], ...]:
     """Each field of `group` and the setting it stands for. Inspection took 80 % of a no-op reconcile."""
-    found: list[tuple[str, str | None]] = []
+    fields = msgspec.inspect.type_info(group).fields  # type: ignore[attr-defined]
+    return tuple((info.name, _setting_of(info.type)) for info in fields)
+
+
+def _setting_of(kind: msgspec.inspect.Type) -> str | None:
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return next((found for each in kind.types if (found := _setting_of(each)) is not None), None)
+    return (kind.extra or {}).get("setting") if isinstance(kind, msgspec.inspect.Metadata) else None
+
+
+def fields_of(group: type[msgspec.Struct], path: str = "") -> Iterator[tuple[str, str | None]]:
+    """Every field of `group` and of the groups below, as it is written (`websocket.port`), with its setting.
+
+    A field that holds a list of groups is one field.
+    """
     for info in msgspec.inspect.type_info(group).fields:  # type: ignore[attr-defined]
-        extra = info.type.extra if isinstance(info.type, msgspec.inspect.Metadata) else None
-        found.append((info.name, (extra or {}).get("setting")))
-    return tuple(found)
+        name, setting = f"{path}{info.encode_name}", _setting_of(info.type)
+        below = _group_in(info.type)
+        if setting is None and below is not None:
+            yield from fields_of(below, f"{name}.")
+        else:
+            yield name, setting
+
+
+def _group_in(kind: msgspec.inspect.Type) -> type[msgspec.Struct] | None:
+    if isinstance(kind, msgspec.inspect.Metadata):
+        return _group_in(kind.type)
+    if isinstance(kind, msgspec.inspect.UnionType):
+        return next((found for each in kind.types if (found := _group_in(each)) is not None), None)
+    return kind.cls if isinstance(kind, msgspec.inspect.StructType) else None
 
 
 def _bounds(spec: settings.Spec, ge: int | None) -> tuple[int, int]:

@@ -1,7 +1,9 @@
 """Durations and sizes as people write them in a WebSocketCluster."""
 
 import functools
+import math
 import re
+from fractions import Fraction
 from typing import Final, Self
 
 DURATION_PATTERN: Final = "([0-9]{1,6}(ms|s|m|h)){1,2}"
@@ -68,3 +70,41 @@ def mebibytes(memory: str) -> int:
     if not re.fullmatch(MEMORY_PATTERN, memory):
         raise ValueError(f"{memory!r} is no amount of memory: write it like 256mb or 2gb")
     return int(memory[:-2]) * (1024 if memory.endswith("gb") else 1)
+
+
+_SUFFIXES: Final = {
+    "": 1,
+    "m": Fraction(1, 1000),
+    **{suffix: 1000**power for power, suffix in enumerate("kMGTPE", start=1)},
+    **{f"{suffix}i": 1024**power for power, suffix in enumerate("KMGTPE", start=1)},
+}
+
+
+def quantity_bytes(text: str) -> int:
+    """Any quantity that Kubernetes may write for a size, in bytes. Raises ValueError where it is none."""
+    return math.ceil(_quantity(text))
+
+
+def quantity_thousandths(text: str) -> int:
+    """Any quantity that Kubernetes may write for CPUs, in thousandths. Raises ValueError where it is none."""
+    return math.ceil(1000 * _quantity(text))
+
+
+def _quantity(text: str) -> Fraction:
+    found = re.fullmatch(r"([0-9]*\.?[0-9]+|[0-9]+\.)([eE][-+]?[0-9]{1,2}|[a-zA-Z]{0,2})", text)
+    suffix = "" if found is None else found[2]
+    if found is None or not (suffix in _SUFFIXES or suffix[1:].lstrip("+-").isdecimal()):
+        raise ValueError(f"{text!r} is no quantity")
+    factor = _SUFFIXES[suffix] if suffix in _SUFFIXES else Fraction(10) ** int(suffix[1:])
+    return Fraction(found[1]) * factor
+
+
+BINARY_PATTERN: Final = "[1-9][0-9]{0,5}(Mi|Gi)"
+"""An amount of memory as Kubernetes writes it, as far as a field of ours takes it."""
+
+
+def size_bytes(quantity: str) -> int:
+    """What `400Mi` or `2Gi` is in bytes. Raises ValueError where it is neither."""
+    if not re.fullmatch(BINARY_PATTERN, quantity):
+        raise ValueError(f"{quantity!r} is no amount of memory: write it like 400Mi or 2Gi")
+    return int(quantity[:-2]) << (30 if quantity.endswith("Gi") else 20)

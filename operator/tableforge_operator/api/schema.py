@@ -81,6 +81,8 @@ def _schema(kind: inspect.Type, *, defaults: bool) -> Schema:
             return {"type": "boolean"}
         case inspect.IntType():
             return {"type": "integer", "format": "int64", **_bounds(kind)}
+        case inspect.FloatType():
+            return {"type": "number", **_bounds(kind)}
         case inspect.StrType():
             return {"type": "string", **_bounds(kind)}
         case inspect.CustomType(cls=cls) if cls is Duration:
@@ -94,7 +96,7 @@ def _described_first(schema: Schema) -> Schema:
     default = schema.get("default")
     if isinstance(default, bool):
         text += f" Default: {str(default).lower()}."
-    elif isinstance(default, int | str):
+    elif isinstance(default, int | float | str):
         text += f" Default: {default}."
     return {"description": text, **schema}
 

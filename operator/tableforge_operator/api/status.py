@@ -16,7 +16,7 @@ class Condition(Group, frozen=True):
 
     type: Annotated[
         str,
-        field("`Ready`, `Reconciling`, `Stalled` or `RedisReady`.", min_length=1, max_length=316),
+        field("`Ready`, `Reconciling`, `Stalled`, `RedisReady` or `Balanced`.", min_length=1, max_length=316),
     ]
     status: Annotated[
         Literal["True", "False", "Unknown"], field("Whether it is so. Reconciling and Stalled go when over.")
@@ -44,10 +44,50 @@ class RedisStatus(Group, frozen=True, omit_defaults=True):
 
     durability: Annotated[
         Annotated[str, msgspec.Meta(max_length=32)] | None,
-        field("What an acknowledgement means right now: `Memory` or `Disk`."),
+        field("What an acknowledgement means right now: `Memory`, `Disk`, `Replica` or `Disk+Replica`."),
     ] = None
     version: Annotated[
         Annotated[str, msgspec.Meta(max_length=64)] | None, field("Version that Redis reports.")
+    ] = None
+    storage: Annotated[
+        Annotated[str, msgspec.Meta(max_length=64)] | None,
+        field("How large the volume of a managed Redis is."),
+    ] = None
+
+
+class RebalanceStatus(Group, frozen=True, omit_defaults=True):
+    """How load is kept even among the instances."""
+
+    phase: Annotated[
+        Literal["Idle", "Rebalancing", "Stopped", "Blocked"] | None,
+        field(
+            "`Idle`; `Rebalancing`, a plan is being carried out; `Stopped`, by "
+            "`clustering.enableLoadRebalancing`; `Blocked`, by what the condition `Balanced` says."
+        ),
+    ] = None
+    moves_planned: Annotated[
+        _Count | None,
+        field(
+            "Rooms that the last plan was to move; in `routing.mode` `Service` instances that were to send "
+            "clients elsewhere."
+        ),
+    ] = None
+    moves_done: Annotated[_Count | None, field("Those of them that have been.")] = None
+    moves_failed: Annotated[_Count | None, field("Those of them that could not be.")] = None
+    spread_before: Annotated[
+        Annotated[float, msgspec.Meta(ge=0)] | None,
+        field("How uneven load was before that: (most - least) / mean."),
+    ] = None
+    spread: Annotated[Annotated[float, msgspec.Meta(ge=0)] | None, field("How uneven it is: likewise.")] = (
+        None
+    )
+    last_plan_at: Annotated[
+        Annotated[str, msgspec.Meta(max_length=64)] | None,
+        field("When the last plan was made.", schema={"format": "date-time"}),
+    ] = None
+    last_request: Annotated[
+        Annotated[str, msgspec.Meta(max_length=64)] | None,
+        field("The value of the annotation tableforge.io/rebalance that was last acted on."),
     ] = None
 
 
@@ -89,6 +129,7 @@ class Status(Group, frozen=True, omit_defaults=True):
         Literal["a", "b"] | None, field("Which of the two fleets the client Service points to.")
     ] = None
     redis: Annotated[RedisStatus | None, field("The Redis in use, as the instances see it.")] = None
+    rebalance: Annotated[RebalanceStatus | None, field("How load is kept even among the instances.")] = None
 
     def to_dict(self) -> dict[str, Any]:
         """As it stands in the object: camelCase, unset fields left out."""

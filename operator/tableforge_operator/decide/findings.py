@@ -4,15 +4,12 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Final
+from typing import Any, Final
 
-import msgspec
-
-from tableforge_dataplane.contract import endpoints, settings
 from tableforge_dataplane.contract.fleet import RedisState
 from tableforge_operator.api import WebSocketCluster, names
-from tableforge_operator.api.spec import JwtSecretRef, PasswordSecretRef
-from tableforge_operator.decide import ownership
+from tableforge_operator.api.references import Reference
+from tableforge_operator.decide import ownership, redis_words
 from tableforge_operator.decide.snapshot import ChildKey, FleetView, Object, Snapshot
 
 MESSAGE_LIMIT: Final = 1000
@@ -20,13 +17,9 @@ MESSAGE_LIMIT: Final = 1000
 FLEET_MEMORY_SECONDS: Final = 60.0
 """For how long an instance's last word counts when none answers: one lost question makes no outage."""
 
-_MOUNTED: Final = {
-    "auth.jwt_secret": endpoints.JWT_SECRET_FILE,
-    "redis.password": endpoints.REDIS_PASSWORD_FILE,
-}
-_SETTINGS: Final = settings.specs()
 _DEPLOYMENT: Final = "Deployment"
 _STATEFUL_SET: Final = "StatefulSet"
+_OF_POD: Final = re.compile(r'pods "[^"]*" is forbidden')
 _PULL_AGAIN: Final = re.compile(r'^Back-off pulling image "[^"]*"(: )?(ErrImagePull(: )?)?')
 
 
@@ -51,7 +44,9 @@ def refused(snapshot: Snapshot, rendered: Mapping[ChildKey, str]) -> Iterator[Fi
     current = {
         key: refusal
         for key in sorted(rendered)
-        if (refusal := snapshot.refusals.get(key)) is not None and refusal.digest == rendered[key]
+        if (refusal := snapshot.refusals.get(key)) is not None
+        and refusal.digest == rendered[key]
+        and refusal.reason != "NotServed"
     }
     taken = [" ".join(key) for key, refusal in current.items() if refusal.reason == "NameConflict"]
     for key, refusal in current.items():
@@ -62,7 +57,7 @@ def refused(snapshot: Snapshot, rendered: Mapping[ChildKey, str]) -> Iterator[Fi
         yield Finding(
             reason=refusal.reason,
             message=message,
-            only_user=refusal.reason in ("NameConflict", "Rejected"),
+            only_user=refusal.reason in ("NameConflict", "Rejected", "StorageNotGrown"),
         )
 
 
@@ -74,9 +69,11 @@ def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Fi
     for workload in of_kind(snapshot, _STATEFUL_SET):
         wanted = workload["spec"].get("replicas", 1)
         state = workload.get("status") or {}
-        if _observed(workload) and state.get("readyReplicas", 0) >= wanted:
+        # A pod that is about to be replaced is ready, too.
+        replaced = state.get("currentRevision") == state.get("updateRevision")
+        if observed(workload) and replaced and state.get("readyReplicas", 0) >= wanted:
             continue
-        trouble = pod_trouble(pods_of(snapshot, names.REDIS)) or "its pod is starting"
+        trouble = pod_trouble(pods_of(snapshot, names.REDIS)) or _on_its_way(workload, state)
         if "PersistentVolumeClaim" in trouble:
             storage = redis.storage.storage_class_name
             trouble = (
@@ -86,43 +83,24 @@ def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Fi
             )
         yield Finding(
             reason="RedisStarting",
-            message=_sentence(f"Waiting for the managed Redis ({workload['metadata']['name']}): {trouble}"),
+            message=sentence(f"Waiting for the managed Redis ({workload['metadata']['name']}): {trouble}"),
         )
 
 
-def rollout(cluster: WebSocketCluster, snapshot: Snapshot, deployment: Object | None) -> Iterator[Finding]:
-    """Instances that are missing, old or not ready."""
-    if _DEPLOYMENT in snapshot.blind:
-        yield Finding(
-            reason="Blind",
-            message=f"Whether the instances are ready is not known: {snapshot.blind[_DEPLOYMENT]}.",
-        )
-        return
-    if deployment is None:
-        yield Finding(reason="Creating", message="The Deployment of the instances is not there yet.")
-        return
-    state = deployment.get("status") or {}
-    wanted = deployment["spec"].get("replicas", 1)
-    ready, updated = state.get("readyReplicas", 0), state.get("updatedReplicas", 0)
-    total = state.get("replicas", 0)
-    if not _observed(deployment):
-        yield Finding(reason="RollingOut", message="A change is being rolled out.")
-    elif updated < wanted or ready < wanted or total > wanted:
-        wanting = waiting_for(cluster, snapshot)
-        why = wanting or pod_trouble(pods_of(snapshot, names.DATAPLANE)) or _deployment_trouble(deployment)
-        counts = f"{min(ready, wanted)} of {wanted} instances are ready"
-        if updated < wanted:
-            counts += f", {updated} of {wanted} are up to date"
-        if total > max(wanted, updated):
-            leaving = total - wanted
-            counts += f", {leaving} more {'is' if leaving == 1 else 'are'} leaving"
-        reason = "InstancesWaiting" if wanting else "RollingOut"
-        yield Finding(reason=reason, message=_sentence(f"{counts}: {why}" if why else counts))
+def _on_its_way(workload: Object, state: Mapping[str, Any]) -> str:
+    if not observed(workload) or state.get("replicas", 0):
+        return "its pod is starting"
+    # Its controller says why in Events alone, which the operator does not read.
+    return (
+        "its pod is not made yet; should it not come, "
+        f"`kubectl describe statefulset {workload['metadata']['name']}` says why, such as a ResourceQuota, a "
+        "LimitRange or a policy (its memory follows from spec.redis.managed.maxMemory)"
+    )
 
 
 def redis_away(redis: RedisState | None) -> Iterator[Finding]:
-    """A Redis that the instances cannot use."""
-    if redis is not None and not redis.connected:
+    """A Redis that the instances cannot use, or that takes no publishes."""
+    if redis is not None and redis.reason != "Connected":
         yield Finding(reason=redis_reason(redis), message=redis.message)
 
 
@@ -147,15 +125,7 @@ def redis_of(cluster: WebSocketCluster, snapshot: Snapshot, *, monotonic: float)
         redis = view.healths[0].redis
     else:
         return None
-    message = _naming_secrets(cluster, redis.message)
-    if redis.reason == "AuthenticationFailed" and cluster.spec.redis.external is not None:
-        ref = cluster.secret_refs.get("redis.password")
-        message += (
-            " It is given none: name its Secret in spec.redis.external.passwordSecretRef."
-            if ref is None
-            else f" It is given what {_secret(ref)} holds."
-        )
-    return msgspec.structs.replace(redis, message=message)
+    return redis_words.told(cluster, redis)
 
 
 def _fleet_known(view: FleetView, monotonic: float) -> bool:
@@ -174,22 +144,24 @@ def waiting_for(cluster: WebSocketCluster, snapshot: Snapshot) -> str | None:
 
 
 def _naming_secrets(cluster: WebSocketCluster, sentence: str) -> str:
-    """An instance's sentence with the user's Secret for the file: the file is all that the instance knows."""
-    for setting, ref in cluster.secret_refs.items():
-        env = _SETTINGS[setting][0].env
-        file = f"{env}_FILE={_MOUNTED[setting]}"
-        # without the key there is no file either, and a Secret that is there must not be told to be created
-        absent = f"Secret {ref.name}, or its key {ref.key}, does not exist"
-        sentence = sentence.replace(f"{file} does not exist", absent).replace(file, _secret(ref))
-        sentence = sentence.replace(f"{env} holds ", f"{_secret(ref)} holds ")
+    """An instance's sentence with the user's object for the file: the file is all that the instance knows."""
+    sentence = redis_words.in_fields(cluster, sentence)
+    for ref in cluster.references:
+        before, file = sentence, f"{ref.variable}={ref.file}"
+        # without the key there is no file either, and what is there must not be told to be created
+        absent = f"{ref.kind} {ref.name}, or its key {ref.key}, does not exist"
+        sentence = sentence.replace(f"{file} does not exist", absent).replace(file, _named(ref))
+        sentence = sentence.replace(f"{ref.variable.removesuffix('_FILE')} holds ", f"{_named(ref)} holds ")
+        if sentence != before and ref.field not in sentence:
+            sentence = f"{sentence.rstrip('.')} (spec.{ref.field})."
     return sentence
 
 
-def _secret(ref: JwtSecretRef | PasswordSecretRef) -> str:
-    return f"Secret {ref.name} (key {ref.key})"
+def _named(ref: Reference) -> str:
+    return f"{ref.kind} {ref.name} (key {ref.key})"
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
     """With one full stop: what others say, which it may end with, has one already or has none."""
     return f"{text.rstrip('.')}."
 
@@ -213,9 +185,8 @@ def pod_trouble(pods: tuple[Object, ...]) -> str | None:
             if waiting.get("reason") in ("ErrImagePull", "ImagePullBackOff"):
                 # The kubelet goes to and fro between the two, which is no news.
                 detail = _PULL_AGAIN.sub("", legible(waiting.get("message") or ""))
-                return (
-                    f"pod {name} cannot pull image {container.get('image')}{': ' + detail if detail else ''}"
-                )
+                image = f"image {container.get('image')} ({_image_field(pod)})"
+                return f"pod {name} cannot pull {image}{': ' + detail if detail else ''}"
             if waiting.get("reason") not in (None, "ContainerCreating", "PodInitializing"):
                 detail = legible(waiting.get("message") or "")
                 return f"pod {name}: {waiting['reason']}{': ' + detail if detail else ''}"
@@ -225,17 +196,26 @@ def pod_trouble(pods: tuple[Object, ...]) -> str | None:
     return None
 
 
+def _image_field(pod: Object) -> str:
+    """Where the spec says which image a pod runs."""
+    component = (pod["metadata"].get("labels") or {}).get(names.COMPONENT_LABEL)
+    return "spec.redis.managed.image" if component == names.REDIS else "spec.image"
+
+
 def of_kind(snapshot: Snapshot, kind: str) -> tuple[Object, ...]:
     """The children of a kind, by name."""
     return tuple(obj for (found, _), obj in sorted(snapshot.children.items()) if found == kind)
 
 
 def pods_of(snapshot: Snapshot, component: str) -> tuple[Object, ...]:
-    """The pods of a component."""
+    """The pods of a component, less those that have ended, as after an eviction: they stay in the list for
+    good, others have taken their places, and nothing must wait for them.
+    """
     return tuple(
         pod
         for pod in snapshot.pods
         if (pod["metadata"].get("labels") or {}).get(names.COMPONENT_LABEL) == component
+        and (pod.get("status") or {}).get("phase") not in ("Failed", "Succeeded")
     )
 
 
@@ -249,18 +229,21 @@ def previous_incarnation(snapshot: Snapshot, obj: Object) -> bool:
     )
 
 
-def _observed(workload: Object) -> bool:
+def observed(workload: Object) -> bool:
+    """Whether its status is about what was last asked of it."""
     seen = (workload.get("status") or {}).get("observedGeneration", 0)
     return bool(seen >= workload["metadata"].get("generation", 0))
 
 
-def _deployment_trouble(deployment: Object) -> str | None:
+def deployment_trouble(deployment: Object) -> str | None:
+    """Why its controller cannot make pods."""
     for condition in (deployment.get("status") or {}).get("conditions") or ():
         if condition.get("type") == "ReplicaFailure" and condition.get("status") == "True":
-            return legible(condition.get("message") or "")
+            # Each attempt is about a pod of another name, which is no news.
+            return _OF_POD.sub("pods are forbidden", legible(condition.get("message") or ""))
     return None
 
 
 def redis_reason(redis: RedisState) -> str:
-    """The reason under which a Redis that is away stands in the conditions."""
+    """The reason under which a Redis that cannot be used stands in the conditions."""
     return f"Redis{redis.reason}"

@@ -31,6 +31,12 @@ def cluster_name(obj: Mapping[str, Any]) -> str | None:
     return str(owner["name"])
 
 
+def of_pod(obj: Mapping[str, Any]) -> bool:
+    """Whether the object belongs to a pod."""
+    owner = controller(obj)
+    return owner is not None and (owner["apiVersion"], owner["kind"]) == ("v1", "Pod")
+
+
 def applied_fields(obj: Mapping[str, Any]) -> str:
     """The fields that are ours as the API server has them: our entry of `managedFields`, less its time.
 

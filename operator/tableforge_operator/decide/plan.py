@@ -1,27 +1,53 @@
 """From a snapshot to what is to be done: the one decision. No I/O, and no clock but the given one."""
 
 import dataclasses
-import datetime as dt
 from collections.abc import Iterator
 from typing import Any, Final, Literal
 
 import msgspec
 
-from tableforge_dataplane.contract.fleet import Fleet
+from tableforge_dataplane.contract.fleet import Fleet, RedisState
 from tableforge_operator import api
 from tableforge_operator.api import RedisStatus, Status, WebSocketCluster, names
-from tableforge_operator.decide import changes, findings, ownership, resources
+from tableforge_operator.decide import (
+    advice,
+    autoscaling,
+    balance,
+    changes,
+    cordons,
+    deletion_costs,
+    findings,
+    ingress,
+    orders,
+    ownership,
+    progress,
+    redis_passwords,
+    resources,
+    rollout,
+    routing,
+    storage,
+)
 from tableforge_operator.decide import status as verdict
 from tableforge_operator.decide.changes import Apply
+from tableforge_operator.decide.cordons import Marking
+from tableforge_operator.decide.deletion_costs import Cost
 from tableforge_operator.decide.findings import Finding
+from tableforge_operator.decide.leftovers import leftovers
+from tableforge_operator.decide.orders import Word
+from tableforge_operator.decide.redis_words import meaning
 from tableforge_operator.decide.resources import DerivedSecrets
+from tableforge_operator.decide.resources.floor import Floor
+from tableforge_operator.decide.rollout import News, Rollout, Scale
 from tableforge_operator.decide.snapshot import ChildKey, Now, Object, Snapshot
 from tableforge_operator.decide.status import Counters, Event, Facts
+from tableforge_operator.decide.storage import Growth
 
 POLL_SECONDS: Final = 12.0
 """How often the fleet of a cluster that is Ready is asked."""
 POLL_UNSETTLED_SECONDS: Final = 4.0
 """How often it is asked while the cluster is not: what instances wait for shows nowhere else."""
+NOTES_SHOWN: Final = 3
+"""How many remarks beside the verdict are told."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -29,11 +55,27 @@ class Plan:
     """What is to be done now. Where objects are to change, the status waits until they have."""
 
     secrets: tuple[dict[str, Any], ...] = ()
+    costs: tuple[Cost, ...] = ()
+    """Deletion costs of pods, before anything else."""
+    markings: tuple[Marking, ...] = ()
+    """Labels and annotations of pods, likewise."""
     applies: tuple[Apply, ...] = ()
+    growth: Growth | None = None
+    scales: tuple[Scale, ...] = ()
+    withdrawals: tuple[Object, ...] = ()
+    """Children to delete, once the applies are done."""
+    news: tuple[News, ...] = ()
+    """What to tell of these, as far as they come about."""
+    floor: Floor | None = None
+    """The least number of instances from now on; None where no autoscaler is wanted."""
     status: dict[str, Any] | None = None
     """The whole status to write; None where it stands already."""
     counters: bool = False
     """Whether `status` brings new counters."""
+    rebalance: bool = False
+    """Whether it brings news of the load."""
+    word: Word = Word()
+    """What to tell the instances, once nothing is left to do about objects."""
     events: tuple[Event, ...] = ()
     """To be told once `status` is written."""
     requeue_seconds: float | None = None
@@ -41,7 +83,17 @@ class Plan:
 
     @property
     def changes_objects(self) -> bool:
-        return bool(self.secrets or self.applies)
+        return any(
+            (
+                self.costs,
+                self.markings,
+                self.secrets,
+                self.applies,
+                self.growth,
+                self.scales,
+                self.withdrawals,
+            )
+        )
 
 
 def decide(snapshot: Snapshot, now: Now, *, secrets: DerivedSecrets) -> Plan:
@@ -52,19 +104,83 @@ def decide(snapshot: Snapshot, now: Now, *, secrets: DerivedSecrets) -> Plan:
         return _invalid(snapshot, now, str(error))
     if cluster.paused or cluster.deletion_timestamp is not None:
         return Plan()
-    rendered = resources.children(cluster, secrets=secrets)
+    passwords = redis_passwords.passwords(cluster, snapshot, now, secrets=secrets)
+    template = resources.template_of(cluster, secrets=secrets, passwords=passwords)
+    fleets = rollout.decide(cluster, snapshot, now, template=template)
+    floor = autoscaling.floor_of(cluster, snapshot, now)
+    if costs := deletion_costs.due(cluster, snapshot, now, track=fleets.active, floor=floor):
+        return Plan(costs=costs, floor=floor)
+    closed = balance.closed(cluster, snapshot)
+    if markings := cordons.due(cluster, snapshot, now, closed=closed):
+        return Plan(markings=markings, floor=floor)
+    tracks = dataclasses.replace(
+        fleets.tracks, accepting=cordons.service_may_ask(cluster, snapshot, fleets.tracks.selected)
+    )
+    rendered = resources.children(
+        cluster,
+        secrets=secrets,
+        surroundings=snapshot.surroundings,
+        tracks=tracks,
+        floor=floor,
+        passwords=passwords,
+        live_redis=snapshot.children.get(("StatefulSet", resources.redis_name(cluster))),
+    )
     creates = changes.secrets(rendered.secrets, snapshot=snapshot, now=now)
-    applies = changes.applies(rendered.applied, snapshot=snapshot, now=now)
-    if creates or applies:
-        return Plan(secrets=creates, applies=applies)
+    creates = redis_passwords.secrets_due(creates, cluster, snapshot)
+    applies = autoscaling.sized(
+        changes.applies(
+            rendered.applied,
+            snapshot=snapshot,
+            now=now,
+            amiss=lambda obj: autoscaling.emptied(cluster, snapshot, obj),
+        ),
+        cluster,
+        snapshot,
+    )
+    applies = redis_passwords.with_secret(applies, cluster, snapshot, passwords)
+    applies = (*applies, *routing.applies(cluster, snapshot, now))
+    unused = leftovers(cluster, snapshot, rendered.applied)
+    withdrawals = (
+        *changes.withdrawals(rendered.applied, snapshot=snapshot, now=now),
+        *changes.due(unused, snapshot=snapshot, now=now),
+        *changes.due(fleets.withdrawals, snapshot=snapshot, now=now),
+    )
+    scales = tuple(
+        scale
+        for scale in fleets.scales
+        if changes.due((scale.deployment,), digest=scale.digest, snapshot=snapshot, now=now)
+    )
+    growth = storage.due(cluster, snapshot, now)
+    if creates or applies or growth or scales or withdrawals:
+        return Plan(
+            secrets=creates,
+            growth=growth,
+            applies=applies,
+            scales=scales,
+            withdrawals=withdrawals,
+            news=(*fleets.news, *autoscaling.news(cluster, snapshot, floor)),
+            floor=floor,
+        )
     digests = {changes.key_of(obj): ownership.digest(obj) for obj in (*rendered.secrets, *rendered.applied)}
-    return _assess(cluster, snapshot, now, digests)
+    if (refused := storage.growth(cluster, snapshot)) is not None:
+        digests[changes.key_of(refused.claim)] = refused.digest
+    digests |= dict.fromkeys(changes.unwanted(rendered.applied, snapshot=snapshot), changes.WITHDRAWN)
+    digests |= {changes.key_of(obj): changes.WITHDRAWN for obj in (*unused, *fleets.withdrawals)}
+    digests |= {changes.key_of(scale.deployment): scale.digest for scale in fleets.scales}
+    digests |= routing.digests(cluster, snapshot)
+    return _assess(cluster, snapshot, now, digests, fleets, floor)
 
 
-def _assess(cluster: WebSocketCluster, snapshot: Snapshot, now: Now, digests: dict[ChildKey, str]) -> Plan:
-    track = _active_track(cluster, snapshot)
-    deployment = _deployment(snapshot, track)
-    found = tuple(_findings(cluster, snapshot, deployment, now, digests))
+def _assess(
+    cluster: WebSocketCluster,
+    snapshot: Snapshot,
+    now: Now,
+    digests: dict[ChildKey, str],
+    fleets: Rollout,
+    floor: Floor | None,
+) -> Plan:
+    deployment = rollout.deployment(cluster, snapshot, fleets.active)
+    found = tuple(_findings(cluster, snapshot, fleets, now, digests))
     wanted = cluster.spec.replicas
     redis_status, redis_reason, redis_message = _redis_condition(cluster, snapshot, found, now)
     fleet = snapshot.fleet.fleet
@@ -77,21 +193,35 @@ def _assess(cluster: WebSocketCluster, snapshot: Snapshot, now: Now, digests: di
         counters = Counters(
             instances=fleet.totals.instances, connections=fleet.totals.connections, rooms=fleet.totals.rooms
         )
-    progressed_at, gave_up = _progress(deployment)
+    word = orders.word(
+        cluster,
+        snapshot,
+        now,
+        closed=balance.closed(cluster, snapshot),
+        addresses=routing.addresses(cluster, snapshot),
+        track=fleets.active,
+    )
+    balanced = balance.aspect(cluster, snapshot, now)
+    notes = (*cordons.notes(cluster, snapshot), *orders.notes(snapshot, word))
+    progressed_at, gave_up = progress.under_way(cluster, snapshot, fleets)
     facts = Facts(
         generation=cluster.generation,
-        findings=found,
-        ready_message=_ready_message(wanted, redis_message),
+        findings=advice.about_pods(found),
+        ready_message=_ready_message(_serving(cluster, deployment), redis_message),
         redis=redis_status,
         redis_reason=redis_reason,
         redis_message=redis_message,
         progress_deadline_seconds=cluster.spec.rollout.progress_deadline.seconds,
         progressed_at=progressed_at,
         gave_up=gave_up,
-        note=_blind_note(snapshot),
+        note=_blind_note(cluster, snapshot) + _few(notes),
+        aspects={
+            **({} if balanced is None else {"Balanced": balanced[0]}),
+            **autoscaling.condition(cluster, snapshot, floor, now),
+        },
     )
     conditions, until = verdict.conditions(facts, previous=cluster.status, now=now)
-    events = verdict.events(cluster.status.conditions, conditions)
+    events = (*verdict.events(cluster.status.conditions, conditions), *_untold(cluster, notes))
     due = counters is not None and (
         bool(events)
         or verdict.counters_due(counters, previous=cluster.status, written_at=snapshot.counters_at, now=now)
@@ -102,19 +232,25 @@ def _assess(cluster: WebSocketCluster, snapshot: Snapshot, now: Now, digests: di
         conditions=conditions,
         counters=counters if due else None,
         deployment=deployment,
-        track=track,
+        track=fleets.active,
         selector=resources.scale_selector(cluster),
-        redis=RedisStatus(durability=redis.durability, version=findings.legible(redis.version)[:64])
-        if redis is not None and redis.connected
-        else None,
+        redis=_redis_status(cluster, snapshot, redis),
+        rebalance=None if balanced is None else balanced[1],
     ).to_dict()
     stands = verdict.same(wanted_status, snapshot.cluster.get("status"))
     return Plan(
+        floor=floor,
         status=None if stands else wanted_status,
         counters=due and not stands,
+        rebalance=not stands and balanced is not None and balanced[1] != cluster.status.rebalance,
         events=() if stands else events,
+        word=word,
         requeue_seconds=_requeue(
-            snapshot, now, settled=not found and _all_told(fleet, deployment), until=until
+            snapshot,
+            now,
+            digests,
+            settled=not found and not word.anything and _all_told(fleet, deployment),
+            until=until,
         ),
     )
 
@@ -122,17 +258,24 @@ def _assess(cluster: WebSocketCluster, snapshot: Snapshot, now: Now, digests: di
 def _findings(
     cluster: WebSocketCluster,
     snapshot: Snapshot,
-    deployment: Object | None,
+    fleets: Rollout,
     now: Now,
     digests: dict[ChildKey, str],
 ) -> Iterator[Finding]:
     yield from findings.refused(snapshot, digests)
+    yield from ingress.findings(cluster, snapshot)
+    yield from routing.troubles(cluster, snapshot)
+    yield from redis_passwords.unseen(cluster, snapshot, now)
     yield from findings.redis_workload(cluster, snapshot)
+    yield from storage.findings(cluster, snapshot)
     if cluster.spec.replicas > 0:
         yield from findings.redis_away(findings.redis_of(cluster, snapshot, monotonic=now.monotonic))
-    yield from findings.rollout(cluster, snapshot, deployment)
+    yield from progress.instances(cluster, snapshot, fleets)
     if cluster.spec.replicas > 0:
+        deployment = rollout.deployment(cluster, snapshot, fleets.active)
         yield from findings.silence(snapshot, deployment, monotonic=now.monotonic)
+    yield from routing.waiting(cluster, snapshot)
+    yield from redis_passwords.findings(cluster, snapshot, now)
 
 
 def _redis_condition(
@@ -146,10 +289,30 @@ def _redis_condition(
             return "False", finding.reason, finding.message
     if redis is None:
         return "Unknown", "NoAnswer", "No instance has told yet."
-    if redis.connected:
-        meaning = "it is on disk" if redis.durability == "Disk" else "Redis has it in memory"
-        return "True", "Connected", f"Redis is connected; a message is acknowledged once {meaning}."
+    if redis.reason == "Connected":
+        once = meaning(redis.durability)
+        return "True", "Connected", f"Redis is connected; a message is acknowledged once {once}."
     return "False", findings.redis_reason(redis), redis.message
+
+
+def _serving(cluster: WebSocketCluster, deployment: Object | None) -> int:
+    """How many instances are ready, once the cluster is."""
+    if not cluster.autoscaled:
+        return cluster.spec.replicas
+    return int(((deployment or {}).get("status") or {}).get("readyReplicas", 0))
+
+
+def _redis_status(
+    cluster: WebSocketCluster, snapshot: Snapshot, redis: RedisState | None
+) -> RedisStatus | None:
+    """What is known of it now; what nobody can tell at the moment stays as it was."""
+    found = cluster.status.redis or RedisStatus()
+    if redis is not None and redis.connected:
+        version = findings.legible(redis.version)[:64]
+        found = msgspec.structs.replace(found, durability=redis.durability, version=version)
+    if (volume := storage.capacity(cluster, snapshot)) is not None:
+        found = msgspec.structs.replace(found, storage=volume[:64])
+    return None if found == RedisStatus() else found
 
 
 def _ready_message(wanted: int, redis_message: str) -> str:
@@ -162,33 +325,26 @@ def _count(number: int, one: str, many: str) -> str:
     return f"{number} {one if number == 1 else many}"
 
 
-def _blind_note(snapshot: Snapshot) -> str:
+def _blind_note(cluster: WebSocketCluster, snapshot: Snapshot) -> str:
     if not snapshot.blind:
         return ""
     kinds = ", ".join(sorted(snapshot.blind))
     why = snapshot.blind[min(snapshot.blind)]
-    return f" Changes to objects of kind {kinds} go unnoticed: {why}."
+    held = cluster.managed_redis is not None and "StatefulSet" in snapshot.blind
+    stays = " The managed Redis stays as it is until then." if held else ""
+    return f" Changes to objects of kind {kinds} go unnoticed: {why}.{stays}"
 
 
-def _active_track(cluster: WebSocketCluster, snapshot: Snapshot) -> Literal["a", "b"]:
-    service = snapshot.children.get(("Service", cluster.name))
-    track = ((service or {}).get("spec") or {}).get("selector", {}).get(names.TRACK_LABEL)
-    return "b" if track == "b" else "a"
+def _few(notes: tuple[Event, ...]) -> str:
+    """The first of them: there may be one for each pod."""
+    more = f" There are {len(notes) - NOTES_SHOWN} more such remarks." if len(notes) > NOTES_SHOWN else ""
+    return "".join(f" {note.message}" for note in notes[:NOTES_SHOWN]) + more
 
 
-def _deployment(snapshot: Snapshot, track: str) -> Object | None:
-    for deployment in findings.of_kind(snapshot, "Deployment"):
-        if (deployment["metadata"].get("labels") or {}).get(names.TRACK_LABEL) == track:
-            return deployment
-    return None
-
-
-def _progress(deployment: Object | None) -> tuple[dt.datetime | None, bool]:
-    for condition in ((deployment or {}).get("status") or {}).get("conditions") or ():
-        if condition.get("type") == "Progressing":
-            gave_up = condition.get("reason") == "ProgressDeadlineExceeded"
-            return None if gave_up else verdict.parse_time(condition.get("lastUpdateTime")), gave_up
-    return None, False
+def _untold(cluster: WebSocketCluster, notes: tuple[Event, ...]) -> tuple[Event, ...]:
+    """Those that do not stand in the status yet."""
+    told = "".join(found.message for found in cluster.status.conditions if found.type == "Ready")
+    return tuple(note for note in notes[:NOTES_SHOWN] if note.message[:80] not in told)
 
 
 def _all_told(fleet: Fleet | None, deployment: Object | None) -> bool:
@@ -197,11 +353,16 @@ def _all_told(fleet: Fleet | None, deployment: Object | None) -> bool:
     return ready == 0 or (fleet is not None and fleet.totals.instances == ready)
 
 
-def _requeue(snapshot: Snapshot, now: Now, *, settled: bool, until: float | None) -> float:
+def _requeue(
+    snapshot: Snapshot, now: Now, digests: dict[ChildKey, str], *, settled: bool, until: float | None
+) -> float:
     delays = [POLL_SECONDS if settled else POLL_UNSETTLED_SECONDS]
+    if snapshot.rebalance is not None:
+        delays.append(snapshot.rebalance.again_in_seconds)
     if until is not None:
         delays.append(until + 1)
-    delays += [refusal.retry_at - now.monotonic for refusal in snapshot.refusals.values()]
+    # What was refused and is no longer wanted would have the cluster looked at again and again.
+    delays += [snapshot.refusals[key].retry_at - now.monotonic for key in snapshot.refusals.keys() & digests]
     return max(min(delays), 0.1)
 
 

@@ -5,7 +5,10 @@ import datetime as dt
 from collections.abc import Mapping
 from typing import Any, Literal, TypeAlias
 
-from tableforge_dataplane.contract.fleet import Fleet, Health
+from tableforge_dataplane.contract.fleet import Fleet, Health, InstanceOrder
+from tableforge_operator.decide.rebalancing.state import Turn
+from tableforge_operator.decide.resources.floor import Floor
+from tableforge_operator.decide.resources.surroundings import Surroundings
 
 Object: TypeAlias = Mapping[str, Any]
 ChildKey: TypeAlias = tuple[str, str]
@@ -32,7 +35,17 @@ class Applied:
     uid: str
 
 
-RefusalReason = Literal["NameConflict", "Rejected", "Forbidden", "WaitingForDeletion", "ApiUnavailable"]
+RefusalReason = Literal[
+    "NameConflict",
+    "Rejected",
+    "Forbidden",
+    "QuotaExceeded",
+    "PolicyDenied",
+    "WaitingForDeletion",
+    "ApiUnavailable",
+    "NotServed",
+    "StorageNotGrown",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +78,16 @@ class FleetView:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Sent:
+    """The last order that an instance's fleet has taken."""
+
+    order: InstanceOrder
+    boot: str
+    at: float
+    """`Now.monotonic`."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Snapshot:
     """One cluster, its children, its fleet, and what the operator remembers of its own doing."""
 
@@ -74,12 +97,43 @@ class Snapshot:
     """The objects this cluster controls."""
     pods: tuple[Object, ...] = ()
     """Its pods, those of a managed Redis included."""
+    replica_sets: tuple[Object, ...] = ()
+    """Those of its Deployments, former ones included; of each only what its pods start with."""
+    claims: tuple[Object, ...] = ()
+    """The claims of a managed Redis's volumes."""
     blind: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """Kinds that cannot be watched, and why: what of them exists is not known."""
+    surroundings: Surroundings = Surroundings()
+    ingress_class_missing: bool = False
+    """Whether the IngressClass that the spec names is known not to exist."""
     fleet: FleetView = FleetView()
     applied: Mapping[ChildKey, Applied] = dataclasses.field(default_factory=dict)
     refusals: Mapping[ChildKey, Refusal] = dataclasses.field(default_factory=dict)
     secrets_created: frozenset[str] = frozenset()
     """Names of the Secrets that are known to exist."""
+    floor: Floor | None = None
+    """Of an autoscaled cluster, as last decided; None where not since the start."""
+    costs_failed_at: float | None = None
+    """`Now.monotonic` when a pod's deletion cost could last not be written."""
+    costs_written_at: float | None = None
+    """`Now.monotonic` when one was last written; None where none was since the start."""
     counters_at: float | None = None
     """`Now.monotonic` when connections and rooms were last written; None where not since the start."""
+    markings_failed_at: float | None = None
+    """`Now.monotonic` when a pod's labels and annotations could last not be written."""
+    markings_refused: str = ""
+    """Why; empty where the last write worked."""
+    orders_sent: Mapping[str, Sent] = dataclasses.field(default_factory=dict)
+    """By instance."""
+    forgotten: frozenset[str] = frozenset()
+    """Instances that the fleet was told to forget."""
+    forget_at: float = 0.0
+    """`Now.monotonic` before which nobody else is forgotten."""
+    command_refused: str = ""
+    """Why the fleet did not take the last command; empty where it did."""
+    command_retry_at: float = 0.0
+    """`Now.monotonic` before which none is sent."""
+    rebalance: Turn | None = None
+    """What the planner says of the load now; None where it has not been asked."""
+    rebalance_at: float | None = None
+    """`Now.monotonic` when that was last written to the status; None where not since the start."""

@@ -2,15 +2,36 @@
 
 import dataclasses
 import datetime as dt
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from tableforge_operator.api import Condition, RedisStatus, Status, WebSocketCluster
+from tableforge_operator.api import Condition, RebalanceStatus, RedisStatus, Status, WebSocketCluster, names
 from tableforge_operator.decide.findings import Finding, legible
 from tableforge_operator.decide.snapshot import Now, Object
+
+WORTH_A_WARNING: Final = frozenset(
+    {
+        "EnvironmentMissing",
+        "GatewayApiMissing",
+        "ImagePullFailed",
+        "IngressClassMissing",
+        "LimitRangeViolated",
+        "PolicyDenied",
+        "PriorityClassMissing",
+        "QuotaExceeded",
+        "RouteRefused",
+        "Unschedulable",
+    }
+)
+"""Reasons that somebody should hear of, though it may still come right by itself."""
 
 COUNTERS_EVERY_SECONDS: Final = 30.0
 COUNTERS_MOVED: Final = 0.05
 """By which share a counter must have moved before it is written again."""
+
+
+Aspect = tuple[Literal["True", "False", "Unknown"], str, str]
+"""Status, reason and message of a condition."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -48,6 +69,8 @@ class Facts:
     """Whether the Deployment controller has given up waiting for progress."""
     note: str
     """What else should be known, after the message of Ready; may be empty."""
+    aspects: Mapping[str, Aspect] = dataclasses.field(default_factory=dict)
+    """Further conditions, by type."""
 
 
 def conditions(facts: Facts, *, previous: Status, now: Now) -> tuple[list[Condition], float | None]:
@@ -59,9 +82,10 @@ def conditions(facts: Facts, *, previous: Status, now: Now) -> tuple[list[Condit
         ready = ("False", first.reason, first.message)
     else:
         ready = ("True", "InstancesReady", facts.ready_message)
-    wanted = {
+    wanted: dict[str, tuple[str, str, str]] = {
         "Ready": (ready[0], ready[1], ready[2] + facts.note),
         "RedisReady": (facts.redis, facts.redis_reason, facts.redis_message),
+        **facts.aspects,
     }
     if stalled is not None:
         wanted["Stalled"] = ("True", stalled.reason, stalled.message)
@@ -154,7 +178,8 @@ def events(before: list[Condition], after: list[Condition]) -> tuple[Event, ...]
         # With another generation it is no trouble but what the user has just asked for.
         found.append(Event(type="Warning", reason="NotReady", message=f"{ready.reason}: {ready.message}"))
     elif ready.status != "True" and "Stalled" not in new and _differs(was, ready):
-        found.append(Event(type="Normal", reason=ready.reason, message=ready.message))
+        grave: Literal["Normal", "Warning"] = "Warning" if ready.reason in WORTH_A_WARNING else "Normal"
+        found.append(Event(type=grave, reason=ready.reason, message=ready.message))
     redis, was = new["RedisReady"], old.get("RedisReady")
     if redis.status == "True" and (was is None or was.status != "True"):
         found.append(Event(type="Normal", reason="RedisConnected", message=redis.message))
@@ -178,6 +203,7 @@ def build(
     track: Literal["a", "b"],
     selector: str,
     redis: RedisStatus | None,
+    rebalance: RebalanceStatus | None = None,
 ) -> Status:
     """The whole status. Counters that are None stay as they were."""
     previous = cluster.status
@@ -196,6 +222,7 @@ def build(
         url=cluster.url,
         active_track=track,
         redis=redis if redis is not None else previous.redis,
+        rebalance=rebalance if rebalance is not None else previous.rebalance,
     )
 
 
@@ -207,6 +234,26 @@ def same(status: dict[str, Any], current: Object | None) -> bool:
 def _sorted(status: dict[str, Any]) -> dict[str, Any]:
     ordered = sorted(status.get("conditions") or (), key=lambda condition: str(condition.get("type")))
     return {**status, "conditions": ordered}
+
+
+def state(cluster: Object) -> Literal["Ready", "Reconciling", "Stalled", "Paused", "Unknown"]:
+    """What a cluster's status comes to, in one word; Unknown where it says nothing of the present spec."""
+    metadata, status = cluster["metadata"], cluster.get("status") or {}
+    if (metadata.get("annotations") or {}).get(names.PAUSED_ANNOTATION) == "true":
+        return "Paused"
+    if not judged(cluster):
+        return "Unknown"
+    true = {found["type"] for found in status.get("conditions") or () if found["status"] == "True"}
+    for kind in ("Stalled", "Reconciling", "Ready"):
+        if kind in true:
+            return kind
+    return "Unknown"
+
+
+def judged(cluster: Object) -> bool:
+    """Whether the status is about the spec as it is: if not, somebody waits for it."""
+    observed = (cluster.get("status") or {}).get("observedGeneration")
+    return bool(observed == cluster["metadata"].get("generation"))
 
 
 def parse_time(text: str | None) -> dt.datetime | None:

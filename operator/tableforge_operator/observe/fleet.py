@@ -14,16 +14,21 @@ import aiohttp
 import msgspec
 
 from tableforge_dataplane.contract import endpoints
-from tableforge_dataplane.contract.fleet import Fleet, Health
+from tableforge_dataplane.contract.fleet import Fleet, FleetAnswer, FleetCommand, Health, RedisState
 from tableforge_operator import metrics
-from tableforge_operator.api import WebSocketCluster, names
-from tableforge_operator.api.spec import INTERNAL_PORT
+from tableforge_operator.api import names
+from tableforge_operator.api.spec.common import INTERNAL_PORT
 from tableforge_operator.decide import ownership
 from tableforge_operator.decide.findings import legible
 from tableforge_operator.decide.snapshot import FleetView, Object
 
 FLEET_TIMEOUT_SECONDS: Final = 3.0
 HEALTH_TIMEOUT_SECONDS: Final = 2.0
+COMMAND_TIMEOUT_SECONDS: Final = 5.0
+COMMAND_LIMIT_BYTES: Final = 1024 * 1024
+"""What became of a thousand moves stays below it."""
+WHY_LIMIT: Final = 300
+"""Characters of what an instance says when it refuses a command."""
 FLEET_BASE_LIMIT_BYTES: Final = 1024 * 1024
 FLEET_LIMIT_BYTES_PER_INSTANCE: Final = 64 * 1024
 """200 named rooms stay below it. Who wants to fill the operator's memory must run the pods for it."""
@@ -38,6 +43,15 @@ _REFUSALS: Final = {
     401: ": it knows another key, and will be replaced by one that knows this one",
     404: ": it has no key, the Secret is missing and is created anew",
 }
+_COMMAND_REFUSALS: Final = {
+    401: _REFUSALS[401],
+    404: ": its image is of a version that takes no commands, or it has no key yet",
+    405: ": its image is of a version that takes no commands",
+}
+TEXT_LIMIT: Final = 2000
+"""Characters of each text that is kept: every turn goes through them several times, and the event loop is
+everybody's.
+"""
 COUNT_LIMIT: Final = 2**53
 INSTANCES_LIMIT: Final = 2**31 - 1
 
@@ -52,8 +66,12 @@ class _NoAnswerError(Exception):
         self.key_missing = key_missing
 
 
+class CommandNotTakenError(Exception):
+    """No instance has taken a command; the message says why."""
+
+
 class FleetReader:
-    """Reads fleets over HTTP. `close` it."""
+    """Reads fleets over HTTP, and gives them commands. `close` it."""
 
     def __init__(self, *, rng: random.Random | None = None) -> None:
         self._rng = rng or random.Random()  # noqa: S311 - which instance is asked first
@@ -72,13 +90,12 @@ class FleetReader:
 
     async def read(
         self,
-        cluster: WebSocketCluster,
         *,
         addressees: "Addressees",
         fleet_key: str,
         previous: FleetView,
     ) -> FleetView:
-        """Ask the instances of a cluster. The last word of a fleet that is silent now stays in the answer."""
+        """Ask the instances. The last word of a fleet that is silent now stays in the answer."""
         ready, waiting = list(addressees.ready), addressees.waiting
         self._rng.shuffle(ready)
         async with self._turn:
@@ -89,9 +106,11 @@ class FleetReader:
                     limit_bytes=FLEET_BASE_LIMIT_BYTES
                     + FLEET_LIMIT_BYTES_PER_INSTANCE * (len(ready) + len(waiting)),
                 ),
-                self._healths(waiting[:HEALTH_ASKED], cluster.spec.websocket.port),
+                self._healths(waiting[:HEALTH_ASKED]),
             )
-        password_missing = any(health.redis.reason == "PasswordMissing" for health in healths)
+        # Where the newest is gone, an instance takes an older one, which Redis refuses.
+        without = ("PasswordMissing", "AuthenticationFailed")
+        password_missing = any(health.redis.reason in without for health in healths)
         if fleet is not None:
             metrics.FLEET_READS.labels("ok").inc()
         elif ready or waiting:
@@ -104,6 +123,56 @@ class FleetReader:
             failures=tuple(failures),
             secrets_missing=key_missing or password_missing,
         )
+
+    async def command(
+        self, *, addressees: "Addressees", fleet_key: str, command: FleetCommand
+    ) -> FleetAnswer:
+        """Give a command to one of the instances that are ready, for the whole fleet.
+
+        The answer may be that a later operator has spoken (`stale`). Raises CommandNotTakenError.
+        """
+        ready = list(addressees.ready)
+        self._rng.shuffle(ready)
+        failures = []
+        async with self._turn:
+            for name, address in ready[:FLEET_ATTEMPTS]:
+                try:
+                    return await self._post(
+                        f"http://{address}:{INTERNAL_PORT}{endpoints.FLEET_COMMANDS_PATH}", command, fleet_key
+                    )
+                except _NoAnswerError as error:
+                    failures.append(f"pod {name}: {error}")
+        raise CommandNotTakenError("; ".join(failures) or "no instance is ready")
+
+    async def _post(self, url: str, command: FleetCommand, fleet_key: str) -> FleetAnswer:
+        headers = {"Authorization": f"Bearer {fleet_key}", "Content-Type": "application/json"}
+        timeout = aiohttp.ClientTimeout(total=COMMAND_TIMEOUT_SECONDS)
+        try:
+            async with self._session.post(
+                url,
+                data=msgspec.json.encode(command),
+                headers=headers,
+                timeout=timeout,
+                allow_redirects=False,
+            ) as response:
+                body = await _bounded(response, COMMAND_LIMIT_BYTES)
+                status, path = response.status, response.url.path
+        except TimeoutError as error:
+            raise _NoAnswerError(f"no answer in {COMMAND_TIMEOUT_SECONDS:g} s") from error
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise _NoAnswerError(legible(f"{type(error).__name__}: {error}")) from error
+        if status not in (200, 409):
+            why = (
+                _COMMAND_REFUSALS.get(status) or f": {legible(body[:TEXT_LIMIT].decode('utf-8', 'replace'))}"
+            )
+            raise _NoAnswerError(f"{path} answered {status}{why[:WHY_LIMIT]}")
+        try:
+            answer = msgspec.json.decode(body, type=FleetAnswer)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _NoAnswerError(legible(f"its answer is not what it should be: {error}")) from error
+        if answer.stale != (status == 409) or answer.fence < 0:
+            raise _NoAnswerError(f"its answer ({status}) contradicts itself")
+        return answer
 
     async def _fleet(
         self, ready: Sequence[tuple[str, str]], fleet_key: str, *, limit_bytes: int
@@ -128,17 +197,18 @@ class FleetReader:
                 0 <= totals.instances <= INSTANCES_LIMIT
                 and 0 <= totals.connections <= COUNT_LIMIT
                 and 0 <= totals.rooms <= COUNT_LIMIT
+                and all(0 <= record.connections <= COUNT_LIMIT for record in fleet.instances)
             ):
-                failures.append(f"pod {name}: its totals are out of bounds")
+                failures.append(f"pod {name}: its numbers are out of bounds")
                 continue
-            return fleet, failures, False
+            return msgspec.structs.replace(fleet, redis=_cut(fleet.redis)), failures, False
         return None, failures, key_missing
 
-    async def _healths(self, waiting: Sequence[tuple[str, str]], port: int) -> list[Health]:
+    async def _healths(self, waiting: Sequence[tuple[str, str]]) -> list[Health]:
         answers = await asyncio.gather(
             *(
                 self._get(
-                    f"http://{address}:{port}{endpoints.HEALTH_PATH}",
+                    f"http://{address}:{INTERNAL_PORT}{endpoints.HEALTH_PATH}",
                     Health,
                     limit_bytes=HEALTH_LIMIT_BYTES,
                     timeout_seconds=HEALTH_TIMEOUT_SECONDS,
@@ -151,7 +221,8 @@ class FleetReader:
         healths: list[Health] = []
         for answer in answers:
             if isinstance(answer, Health):
-                healths.append(answer)
+                waits = [sentence[:TEXT_LIMIT] for sentence in answer.waiting_for]
+                healths.append(msgspec.structs.replace(answer, waiting_for=waits, redis=_cut(answer.redis)))
             elif not isinstance(answer, _NoAnswerError):
                 # An instance that isn't ready may well not answer yet; anything else is a fault of ours.
                 raise answer
@@ -167,7 +238,6 @@ class FleetReader:
         headers: dict[str, str],
     ) -> Answer:
         timeout = aiohttp.ClientTimeout(total=timeout_seconds)
-        body = bytearray()
         try:
             async with self._session.get(
                 url, headers=headers, timeout=timeout, allow_redirects=False
@@ -178,10 +248,7 @@ class FleetReader:
                         f"{response.url.path} answered {response.status}{why}",
                         key_missing=kind is Fleet and response.status == 404,
                     )
-                async for chunk in response.content.iter_chunked(65536):
-                    body += chunk
-                    if len(body) > limit_bytes:
-                        raise _NoAnswerError(f"its answer is longer than {limit_bytes} bytes")
+                body = await _bounded(response, limit_bytes)
         except TimeoutError as error:
             raise _NoAnswerError(f"no answer in {timeout_seconds:g} s") from error
         except (aiohttp.ClientError, OSError, ValueError) as error:
@@ -191,6 +258,21 @@ class FleetReader:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _NoAnswerError(legible(f"its answer is not what it should be: {error}")) from error
         return answer
+
+
+async def _bounded(response: aiohttp.ClientResponse, limit_bytes: int) -> bytearray:
+    body = bytearray()
+    async for chunk in response.content.iter_chunked(65536):
+        body += chunk
+        if len(body) > limit_bytes:
+            raise _NoAnswerError(f"its answer is longer than {limit_bytes} bytes")
+    return body
+
+
+def _cut(redis: RedisState) -> RedisState:
+    return msgspec.structs.replace(
+        redis, message=redis.message[:TEXT_LIMIT], version=redis.version[:TEXT_LIMIT]
+    )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,13 +1,16 @@
 """Lists and watches the children, kind by kind, and keeps the store like what the API server has."""
 
 import asyncio
+import contextlib
 import logging
 import random
-from collections.abc import Iterable, Sequence
-from typing import Final
+from collections.abc import Collection, Iterable, Sequence
+from typing import Final, Literal
 
 from tableforge_operator import metrics
+from tableforge_operator.api import names
 from tableforge_operator.kube import (
+    CLAIMS,
     ApiError,
     ForbiddenError,
     GoneError,
@@ -19,9 +22,13 @@ from tableforge_operator.kube import (
 from tableforge_operator.observe.store import Store
 
 LABEL_SELECTOR: Final = "app.kubernetes.io/managed-by=tableforge-operator"
+CLAIM_SELECTOR: Final = f"{names.CLUSTER_LABEL},app.kubernetes.io/component=redis"
+"""Of claims, whose labels are those of the template they were made from, which never changes."""
 RESYNC_SECONDS: Final = 600.0
 """How often everything is listed anew, give or take a fifth: a watch that loses events shows nowhere."""
 BACKOFF_SECONDS: Final = (0.5, 1.0, 2.0, 5.0, 10.0, 30.0)
+ABSENT_SECONDS: Final = 20.0
+"""How often it is asked for a kind whose CRD is not installed: one cheap call that is answered with 404."""
 STEADY_SECONDS: Final = 30.0
 """What was followed for longer and then breaks has failed for the first time."""
 FIRST_LIST_SECONDS: Final = 30.0
@@ -34,10 +41,18 @@ class Reflector:
     """One task per kind and namespace. One that fails is started again; none takes another down."""
 
     def __init__(
-        self, kube: Kube, store: Store, resources: Iterable[Resource], namespaces: Sequence[str] | None
+        self,
+        kube: Kube,
+        store: Store,
+        resources: Iterable[Resource],
+        namespaces: Sequence[str] | None,
+        *,
+        optional: Collection[str] = (),
     ) -> None:
+        """`optional` are the kinds that the API server may not know."""
         self._kube = kube
         self._store = store
+        self._optional = frozenset(optional)
         self._sources = [
             _Source(resource, namespace) for resource in resources for namespace in (namespaces or (None,))
         ]
@@ -62,10 +77,21 @@ class Reflector:
         loop = asyncio.get_running_loop()
         while True:
             started = loop.time()
+            reason = "failed"
             try:
-                await self._follow(source)
+                reason = await self._follow(source)
                 failures = 0
-            except (ForbiddenError, NotFoundError, UnauthorizedError) as error:
+            except NotFoundError as error:
+                if source.resource.kind in self._optional:
+                    self._note_absent(source)
+                    failures = 0
+                    await asyncio.sleep(ABSENT_SECONDS * random.uniform(0.5, 1.0))  # noqa: S311
+                    continue
+                reason = "denied"
+                self._degrade(source, error.message)
+                failures = max(failures + 1, len(BACKOFF_SECONDS) - 3)
+            except (ForbiddenError, UnauthorizedError) as error:
+                reason = "denied"
                 self._degrade(source, error.message)
                 failures = max(failures + 1, len(BACKOFF_SECONDS) - 3)
             except ApiError as error:
@@ -80,16 +106,20 @@ class Reflector:
             except Exception:
                 log.exception("watch crashed", extra={"resource": str(source)})
                 failures += 1
+            metrics.WATCH_RESTARTS.labels(source.resource.plural, reason).inc()
             if failures:
                 base = BACKOFF_SECONDS[min(failures, len(BACKOFF_SECONDS)) - 1]
                 await asyncio.sleep(base * random.uniform(0.5, 1.0))  # noqa: S311
 
-    async def _follow(self, source: "_Source") -> None:
-        """List, then watch until it is time to list again."""
+    async def _follow(self, source: "_Source") -> Literal["resync", "gone"]:
+        """List, then watch until it is time to list again; gives why it is."""
         items, version = await self._kube.list(
-            source.resource, source.namespace, label_selector=LABEL_SELECTOR
+            source.resource, source.namespace, label_selector=source.selector
         )
         self._store.replace(source.resource.kind, source.namespace, items, version)
+        if self._store.set_absent(source.resource.kind, source.namespace, False):
+            log.info("kind appeared", extra={"resource": str(source)})
+            self._wake_all()
         if self._store.set_blind(source.resource.kind, source.namespace, None):
             log.info("watch restored", extra={"resource": str(source)})
             self._wake_all()
@@ -100,13 +130,13 @@ class Reflector:
                 while True:
                     version = await self._watch(source, version)
         except TimeoutError:
-            return
+            return "resync"
         except GoneError:
-            return
+            return "gone"
 
     async def _watch(self, source: "_Source", version: str) -> str:
         events = self._kube.watch(
-            source.resource, source.namespace, resource_version=version, label_selector=LABEL_SELECTOR
+            source.resource, source.namespace, resource_version=version, label_selector=source.selector
         )
         async for event in events:
             version = event.object["metadata"].get("resourceVersion", version)
@@ -115,6 +145,19 @@ class Reflector:
             elif event.type != "BOOKMARK":
                 self._store.put(event.object)
         return version
+
+    def _note_absent(self, source: "_Source") -> None:
+        kind, namespace = source.resource.kind, source.namespace
+        # Nothing to watch is nothing to be alarmed about.
+        with contextlib.suppress(KeyError):
+            metrics.WATCH_UP.remove(source.resource.plural, namespace or "")
+        self._store.set_blind(kind, namespace, None)
+        if self._store.set_absent(kind, namespace, True):
+            log.info("kind not installed", extra={"resource": str(source)})
+            # Its objects went with it.
+            self._store.forget(kind, namespace)
+            self._wake_all()
+        source.settled.set()
 
     def _degrade(self, source: "_Source", reason: str) -> None:
         metrics.WATCH_UP.labels(source.resource.plural, source.namespace or "").set(0)
@@ -135,6 +178,7 @@ class _Source:
         self.resource = resource
         self.namespace = namespace
         self.settled = asyncio.Event()
+        self.selector = CLAIM_SELECTOR if resource == CLAIMS else LABEL_SELECTOR
 
     def __str__(self) -> str:
         return f"{self.resource.plural} in {self.namespace or 'all namespaces'}"

@@ -2,20 +2,27 @@
 
 from typing import Any
 
-from tableforge_operator.kube import CLUSTERS, EVENTS, Kube, NotFoundError, Object
+from tableforge_operator.kube import CLUSTERS, EVENTS, Kube, NotFoundError, Object, resource_of
 from tests.operator.engine.operators import until
 
+ENVIRONMENT = "tables-config-"
+"""How the names of the ConfigMaps with the instances' environment begin; what follows is of what is in it."""
 CHILDREN = (
     ("v1", "ServiceAccount", "tables"),
-    ("v1", "ConfigMap", "tables-config"),
+    ("v1", "ConfigMap", ENVIRONMENT),
+    ("v1", "ConfigMap", "tables-live"),
     ("v1", "ConfigMap", "tables-redis"),
     ("v1", "Service", "tables"),
     ("v1", "Service", "tables-instances"),
     ("v1", "Service", "tables-redis"),
     ("policy/v1", "PodDisruptionBudget", "tables"),
+    ("networking.k8s.io/v1", "NetworkPolicy", "tables"),
+    ("networking.k8s.io/v1", "NetworkPolicy", "tables-redis"),
     ("apps/v1", "StatefulSet", "tables-redis"),
     ("apps/v1", "Deployment", "tables-a"),
 )
+OF_REDIS = tuple(child for child in CHILDREN if child[2].endswith("-redis"))
+"""Those of them that a cluster with a Redis of somebody else's doesn't have."""
 
 
 def manifest(namespace: str, **spec: Any) -> Object:
@@ -34,13 +41,24 @@ def external(namespace: str, **spec: Any) -> Object:
 
 
 async def find(kube: Kube, api_version: str, kind: str, namespace: str, name: str) -> Object | None:
-    """An object, or None."""
-    from tableforge_operator.kube import resource_of
-
+    """An object, or None; of environments the newest one."""
+    if name == ENVIRONMENT:
+        found = await environments(kube, namespace)
+        return found[-1] if found else None
     try:
         return await kube.get(resource_of(api_version, kind), namespace, name)
     except NotFoundError:
         return None
+
+
+async def environments(kube: Kube, namespace: str) -> list[Object]:
+    """The ConfigMaps with an environment of the instances, in the order in which they were made."""
+    items, _ = await kube.list(resource_of("v1", "ConfigMap"), namespace)
+    found = [item for item in items if item["metadata"]["name"].startswith(ENVIRONMENT)]
+    return sorted(
+        found,
+        key=lambda item: (item["metadata"]["creationTimestamp"], int(item["metadata"]["resourceVersion"])),
+    )
 
 
 async def children(kube: Kube, namespace: str) -> list[Object]:
@@ -49,16 +67,22 @@ async def children(kube: Kube, namespace: str) -> list[Object]:
     return [obj for obj in found if obj is not None]
 
 
-async def created(kube: Kube, namespace: str, *, number: int = len(CHILDREN)) -> list[Object]:
+async def created(kube: Kube, namespace: str) -> list[Object]:
     """Wait until the children exist and the status says what the operator saw."""
 
     async def look() -> list[Object] | None:
         cluster = await find(kube, CLUSTERS.api_version, CLUSTERS.kind, namespace, "tables")
         found = await children(kube, namespace)
-        seen = cluster is not None and cluster.get("status", {}).get("conditions")
-        return found if len(found) == number and seen else None
+        if cluster is None or not cluster.get("status", {}).get("conditions"):
+            return None
+        return found if len(found) == expected(cluster) else None
 
-    return await until(look, what="all children exist")
+    return await until(look, what="all children exist", seconds=60)
+
+
+def expected(cluster: Object) -> int:
+    """How many of the children it has."""
+    return len(CHILDREN) - (len(OF_REDIS) if "external" in cluster["spec"].get("redis", {}) else 0)
 
 
 async def condition(kube: Kube, namespace: str, kind: str) -> dict[str, Any]:
@@ -71,7 +95,7 @@ async def condition(kube: Kube, namespace: str, kind: str) -> dict[str, Any]:
 
 
 async def until_condition(
-    kube: Kube, namespace: str, kind: str, status: str, reason: str | None = None, *, seconds: float = 20
+    kube: Kube, namespace: str, kind: str, status: str, reason: str | None = None, *, seconds: float = 90
 ) -> dict[str, Any]:
     """Wait for a condition with this status (and reason)."""
 

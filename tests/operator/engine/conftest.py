@@ -23,13 +23,15 @@ _NAMES = itertools.count(1)
 def installed(control_plane: Devcluster) -> Devcluster:
     """The control plane with everything in manifests/ applied."""
     kubectl(control_plane.kubeconfig, "apply", "-k", str(REPOSITORY / "manifests"))
-    kubectl(
-        control_plane.kubeconfig,
-        "wait",
-        "--for=condition=Established",
-        "crd/websocketclusters.tableforge.io",
-        "--timeout=30s",
-    )
+    # First for the names: kubectl takes conditions that are not there yet for an error.
+    for awaited in ("jsonpath={.status.acceptedNames.plural}=websocketclusters", "condition=Established"):
+        kubectl(
+            control_plane.kubeconfig,
+            "wait",
+            f"--for={awaited}",
+            "crd/websocketclusters.tableforge.io",
+            "--timeout=60s",
+        )
     return control_plane
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,7 +24,7 @@ USER = f"system:serviceaccount:{SYSTEM_NAMESPACE}:tableforge-operator"
 Found = TypeVar("Found")
 
 
-async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, seconds: float = 20.0) -> Found:
+async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, seconds: float = 90.0) -> Found:
     """What `look` finds, once it finds something."""
     import asyncio
 
@@ -55,10 +55,10 @@ def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None) -> str:
     return done.stdout
 
 
-def service_account_kubeconfig(cluster: Devcluster, path: Path) -> Path:
+def service_account_kubeconfig(cluster: Devcluster, path: Path, *, namespace: str = SYSTEM_NAMESPACE) -> Path:
     """A kubeconfig that is the operator's ServiceAccount and nothing more, by a token from TokenRequest."""
     token = kubectl(
-        cluster.kubeconfig, "create", "token", "tableforge-operator", "-n", SYSTEM_NAMESPACE, "--duration=2h"
+        cluster.kubeconfig, "create", "token", "tableforge-operator", "-n", namespace, "--duration=2h"
     ).strip()
     config = yaml.safe_load(cluster.kubeconfig.read_text())
     config["users"] = [{"name": user["name"], "user": {"token": token}} for user in config["users"]]
@@ -85,14 +85,14 @@ class Operator:
         except aiohttp.ClientConnectionError:
             return 0, ""
 
-    async def leading(self) -> None:
+    async def leading(self, *, seconds: float = 90) -> None:
         """Wait until it leads."""
 
         async def look() -> bool:
             assert self.child.returncode is None, self.child.output()
             return (await self.get("/readyz"))[1] == "leading\n"
 
-        await until(look, what=f"the operator leads:\n{self.child.output()}")
+        await until(look, what=f"the operator leads:\n{self.child.output()}", seconds=seconds)
 
     async def turns(self) -> int:
         """How many reconciles it has done."""
@@ -101,6 +101,13 @@ class Operator:
             int(float(value))
             for value in re.findall(r"^tableforge_operator_reconciles_total\{.*\} (.*)$", text, re.MULTILINE)
         )
+
+    async def clusters(self) -> dict[str, int]:
+        """How many clusters it knows in each state that any is in."""
+        text = (await self.get("/metrics"))[1]
+        found = re.findall(r'^tableforge_operator_clusters\{state="(.*)"\} (.*)$', text, re.MULTILINE)
+        assert found, "no such metric"
+        return {state: int(float(value)) for state, value in found if float(value)}
 
     @contextlib.asynccontextmanager
     async def turning(self, number: int = 1) -> AsyncIterator[None]:
@@ -117,14 +124,19 @@ class Operator:
 class Operators:
     """Starts operators, and stops them all."""
 
-    def __init__(self, kubeconfig: Path, folder: Path, namespace: str) -> None:
+    def __init__(
+        self, kubeconfig: Path, folder: Path, namespace: str, *, own_namespace: str = SYSTEM_NAMESPACE
+    ) -> None:
         self._kubeconfig = kubeconfig
         self._namespace = namespace
+        self._own_namespace = own_namespace
         self._folder = folder
         self._running: list[Operator] = []
 
-    async def __call__(self, *, everywhere: bool = False, leads: bool = True) -> Operator:
-        """Start one that looks after the test's namespace, or after all of them."""
+    async def __call__(
+        self, *, everywhere: bool = False, leads: bool = True, also: Sequence[str] = ()
+    ) -> Operator:
+        """Start one that looks after the test's namespace (and those in `also`), or after all of them."""
         port = free_port()
         child = Child(
             [
@@ -136,10 +148,10 @@ class Operators:
                 "--health-host=127.0.0.1",
                 f"--health-port={port}",
                 "--log-level=debug",
-                *([] if everywhere else [f"--namespaces={self._namespace}"]),
+                *(f"--namespace={name}" for name in ([] if everywhere else [self._namespace, *also])),
             ],
             log=self._folder / f"operator-{port}.log",
-            environ={**os.environ, "POD_NAME": f"operator-{port}", "POD_NAMESPACE": SYSTEM_NAMESPACE},
+            environ={**os.environ, "POD_NAME": f"operator-{port}", "POD_NAMESPACE": self._own_namespace},
         )
         operator = Operator(child, port)
         self._running.append(operator)
@@ -175,7 +187,7 @@ class AuditLog:
         return [
             entry
             for entry in entries
-            if entry["user"]["username"] == USER
+            if entry.get("user", {}).get("username") == USER
             and entry.get("objectRef", {}).get("namespace") == self._namespace
         ]
 

@@ -55,6 +55,9 @@ def done(snapshot: Snapshot, plan: Plan, *, now: Now) -> Snapshot:
         applied[wanted.key] = Applied(
             digest=wanted.digest, fields=ownership.applied_fields(live), uid=live["metadata"]["uid"]
         )
+    for live in plan.withdrawals:
+        children.pop(key_of(live), None)
+        applied.pop(key_of(live), None)
     created = snapshot.secrets_created | {key_of(secret)[1] for secret in plan.secrets}
     obj = dict(snapshot.cluster)
     if plan.status is not None:

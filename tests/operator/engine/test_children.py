@@ -99,7 +99,7 @@ async def test_an_edited_field_is_set_back_and_others_additions_stay(
 ) -> None:
     await operators()
     await apply_as(kube, "user", external(namespace))
-    await created(kube, namespace, number=6)
+    await created(kube, namespace)
     service = resource_of("v1", "Service")
     live = await kube.get(service, namespace, "tables")
     live["spec"]["ports"][0]["port"] = 9999
@@ -128,7 +128,7 @@ async def test_replicas_scaled_on_the_deployment_go_back_to_the_clusters(
 ) -> None:
     await operators()
     await apply_as(kube, "user", external(namespace))
-    await created(kube, namespace, number=6)
+    await created(kube, namespace)
     kubectl(installed.kubeconfig, "scale", "-n", namespace, "deployment/tables-a", "--replicas=5")
 
     async def back() -> bool:
@@ -148,9 +148,11 @@ async def test_replicas_scaled_on_the_deployment_go_back_to_the_clusters(
 async def test_deleted_children_are_created_again(kube: Kube, namespace: str, operators: Operators) -> None:
     await operators()
     await apply_as(kube, "user", manifest(namespace))
-    first = {_id(obj): obj["metadata"]["uid"] for obj in await created(kube, namespace)}
-    for api_version, kind, name in CHILDREN:
-        await kube.delete(resource_of(api_version, kind), namespace, name, uid=first[kind, name])
+    made = await created(kube, namespace)
+    first = {_id(obj): obj["metadata"]["uid"] for obj in made}
+    for obj in made:
+        resource, metadata = resource_of(obj["apiVersion"], obj["kind"]), obj["metadata"]
+        await kube.delete(resource, namespace, metadata["name"], uid=metadata["uid"])
 
     async def again() -> bool:
         now = {_id(obj): obj["metadata"]["uid"] for obj in await children(kube, namespace)}
@@ -199,7 +201,7 @@ async def test_a_paused_cluster_is_not_written(
 ) -> None:
     operator = await operators()
     await apply_as(kube, "user", external(namespace))
-    await created(kube, namespace, number=6)
+    await created(kube, namespace)
     start = audit.position()
     kubectl(installed.kubeconfig, "annotate", "-n", namespace, "wsc/tables", "tableforge.io/paused=true")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tableforge_operator.__main__ import _parser
 from tableforge_operator.health import HealthServer
 
 
@@ -26,7 +27,7 @@ def run(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
 def test_help_and_version_need_nothing() -> None:
     done = run("run", "--help")
     assert done.returncode == 0
-    for word in ("--namespaces", "--kubeconfig", "--health-port", "POD_NAMESPACE"):
+    for word in ("--namespace", "--kubeconfig", "--health-port", "POD_NAMESPACE"):
         assert word in done.stdout
     assert run("--version").stdout.strip() == "0.1.0"
 
@@ -36,6 +37,38 @@ def test_a_mistake_is_named() -> None:
     assert done.returncode == 2
     assert "'http' is no port: give a number from 0 to 65535" in done.stderr
     assert run().returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environ", "namespaces"),
+    [
+        ((), "", None),
+        ((), "a,b", ("a", "b")),
+        (("--namespace=a",), "other", ("a",)),
+        (("--namespace=a", "--namespace=b", "--namespace=a"), "", ("a", "b")),
+        (("--namespaces=a, b", "--namespace=c"), "", ("a", "b", "c")),
+    ],
+)
+def test_namespaces_are_one_several_or_all(
+    arguments: tuple[str, ...], environ: str, namespaces: tuple[str, ...] | None
+) -> None:
+    parsed = _parser({"TABLEFORGE_OPERATOR_NAMESPACES": environ}).parse_args(["run", *arguments])
+    assert (tuple(dict.fromkeys(parsed.namespaces)) or None) == namespaces
+
+
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--namespace=tables-*", "'tables-*' is no name of a namespace: give names, not patterns"),
+        ("--namespace=../kube-system", "is no name of a namespace"),
+        ("--api-calls-per-second=0", "'0' is no rate: give a number from 1 to 10000"),
+        ("--api-calls-per-second=nan", "'nan' is no rate"),
+    ],
+)
+def test_a_mistaken_value_is_named(option: str, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        _parser({}).parse_args(["run", option])
+    assert said in capsys.readouterr().err
 
 
 def test_without_credentials_it_says_so_in_one_line_and_ends(tmp_path: Path) -> None:

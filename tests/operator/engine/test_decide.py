@@ -25,6 +25,8 @@ from tests.operator.engine.snapshots import (
     with_workloads,
 )
 
+CONFIG = "tables-config-05a2d670"
+
 
 def plan(snapshot: Snapshot, seconds: float = 0) -> Plan:
     return decide(snapshot, at(seconds), secrets=SECRETS)
@@ -87,11 +89,11 @@ def test_all_names_that_are_taken_are_told_together() -> None:
             attempts=1,
             retry_at=at(30).monotonic,
         )
-        for key in (("Service", "tables"), ("Deployment", "tables-a"), ("ConfigMap", "tables-config"))
+        for key in (("Service", "tables"), ("Deployment", "tables-a"), ("ConfigMap", CONFIG))
     }
     found = conditions(plan(dataclasses.replace(snapshot, refusals=refusals), 1))
     assert found["Stalled"]["message"] == (
-        "ConfigMap tables-config exists already. The same goes for Deployment tables-a, Service tables."
+        f"ConfigMap {CONFIG} exists already. The same goes for Deployment tables-a, Service tables."
     )
 
 
@@ -330,7 +332,7 @@ def test_why_a_pod_does_not_start_is_told() -> None:
             "metadata": {
                 "name": "tables-a-1",
                 "namespace": "ns",
-                "labels": {"app.kubernetes.io/component": "dataplane"},
+                "labels": {"app.kubernetes.io/component": "dataplane", "tableforge.io/track": "a"},
             },
             "spec": {},
             "status": {"containerStatuses": [container] if container else [], **status},
@@ -352,9 +354,11 @@ def test_why_a_pod_does_not_start_is_told() -> None:
         message({"ready": False, "image": "some/image:1", "state": {"waiting": state}})
         for state in (pulling, again)
     }
-    assert said == {
-        "2 of 3 instances are ready: pod tables-a-1 cannot pull image some/image:1: not found."
-    }, "going to and fro between the two is no news"
+    told = (
+        "2 of 3 instances are ready: pod tables-a-1 cannot pull image some/image:1 (spec.image): not found. "
+        "Correct spec.image, or name the Secret with the registry's login in spec.pod.imagePullSecrets."
+    )
+    assert said == {told}, "going to and fro between the two is no news"
     ended = {"terminated": {"exitCode": 2, "message": "WS_PORT='x': must be a whole number"}}
     crash = {"ready": False, "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff"}}}
     assert "keeps stopping: WS_PORT='x': must be a whole number" in message({**crash, "lastState": ended})
@@ -372,11 +376,13 @@ def test_what_is_wrong_with_a_secret_names_the_secret_and_not_only_its_file() ->
     found = conditions(
         plan(dataclasses.replace(with_workloads(snapshot, ready=0), fleet=FleetView(healths=(waiting,))), 1)
     )
-    message = "Secret tables-jwt, or its key hs256, does not exist: create the Secret."
+    message = (
+        "Secret tables-jwt, or its key hs256, does not exist: create the Secret (spec.auth.jwtSecretRef)."
+    )
     assert found["Ready"]["message"] == f"0 of 3 instances are ready: {message}"
     short = FleetView(healths=(health("JWT_SECRET holds a key of 5 bytes."),))
     found = conditions(plan(dataclasses.replace(with_workloads(snapshot, ready=0), fleet=short), 1))
-    assert "ready: Secret tables-jwt (key hs256) holds a key of 5 bytes." in found["Ready"]["message"]
+    assert "ready: Secret tables-jwt (key hs256) holds a key of 5 bytes (" in found["Ready"]["message"]
 
     def redis(reason: Any, message: str, **spec: Any) -> str:
         away = msgspec.structs.replace(AWAY, reason=reason, message=message)
@@ -389,9 +395,44 @@ def test_what_is_wrong_with_a_secret_names_the_secret_and_not_only_its_file() ->
     missing = f"REDIS_PASSWORD_FILE={endpoints.REDIS_PASSWORD_FILE} is empty."
     assert redis("PasswordMissing", missing, **spec) == "Secret login (key password) is empty."
     refused = redis("AuthenticationFailed", "Redis refuses the password.", **spec)
-    assert refused == "Redis refuses the password. It is given what Secret login (key password) holds."
+    assert refused.startswith(
+        "Redis refuses the password. It is given what Secret login (key password) holds, as the default user"
+    )
     none = redis("AuthenticationFailed", "Redis wants one.", redis={"external": {"host": "redis.example"}})
     assert none.endswith("It is given none: name its Secret in spec.redis.external.passwordSecretRef.")
+
+
+def test_what_is_missing_is_named_by_the_users_object_and_the_field() -> None:
+    spec: dict[str, Any] = {
+        "auth": {
+            "publicKeys": {"configMapRef": {"name": "keys", "key": "public.pem"}},
+            "jwks": {"url": "https://id.example.com", "caSecretRef": {"name": "ca", "key": "ca.pem"}},
+        },
+        "websocket": {"tls": {"secretName": "certificate"}},
+    }
+    snapshot = with_workloads(settled(Snapshot(cluster=cluster(**spec)), now=at(0)), ready=0)
+
+    def told(sentence: str) -> str:
+        view = FleetView(healths=(health(sentence),))
+        found = conditions(plan(dataclasses.replace(snapshot, fleet=view), 1))
+        return str(found["Ready"]["message"]).partition(" ready: ")[2]
+
+    file = f"TABLEFORGE_AUTH_PUBLIC_KEY_FILE={endpoints.PUBLIC_KEYS_FILE}"
+    assert told(f"{file} does not exist: put the keys there.") == (
+        "ConfigMap keys, or its key public.pem, does not exist: put the keys there (spec.auth.publicKeys)."
+    )
+    file = f"TABLEFORGE_AUTH_JWKS_CA_FILE={endpoints.JWKS_CA_FILE}"
+    assert told(f"{file} cannot be read as certificates (no start line).") == (
+        "Secret ca (key ca.pem) cannot be read as certificates (no start line) (spec.auth.jwks)."
+    )
+    files = " and ".join(
+        f"TABLEFORGE_WEBSOCKET_TLS_{kind}_FILE={endpoints.TLS_DIR}/tls.{name}"
+        for kind, name in (("CERT", "crt"), ("KEY", "key"))
+    )
+    assert told(f"{files} cannot be used (No such file or directory): put both there.") == (
+        "Secret certificate (key tls.crt) and Secret certificate (key tls.key) cannot be used (No such file "
+        "or directory): put both there (spec.websocket.tls.secretName)."
+    )
 
 
 texts = st.text(max_size=2000)

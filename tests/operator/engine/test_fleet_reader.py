@@ -10,15 +10,20 @@ import msgspec
 import pytest
 from aiohttp import web
 
-from tableforge_dataplane.contract.fleet import Fleet, RoomLoad, Totals
-from tableforge_operator import api
+from tableforge_dataplane.contract.fleet import (
+    Fleet,
+    FleetAnswer,
+    FleetCommand,
+    InstanceOrder,
+    Orders,
+    RoomLoad,
+    Totals,
+)
 from tableforge_operator.decide.snapshot import FleetView
 from tableforge_operator.observe import fleet as reading
-from tableforge_operator.observe.fleet import Addressees, FleetReader, addressees
+from tableforge_operator.observe.fleet import Addressees, CommandNotTakenError, FleetReader, addressees
 from tests.operator.engine.pods import FLEET_PORT, Instance, fleet, health
-from tests.operator.engine.snapshots import cluster
 
-CLUSTER = api.load(cluster())
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _number = 0
@@ -54,7 +59,6 @@ async def answering(handler: Handler, address: str) -> AsyncIterator[None]:
 
 async def read(reader: FleetReader, *ready: str, waiting: tuple[str, ...] = ()) -> FleetView:
     return await reader.read(
-        CLUSTER,
         addressees=Addressees(
             ready=tuple((f"pod-{address}", address) for address in ready),
             waiting=tuple((f"pod-{address}", address) for address in waiting),
@@ -116,6 +120,12 @@ async def out_of_bounds(_: web.Request) -> web.StreamResponse:
     return web.Response(body=msgspec.json.encode(msgspec.structs.replace(fleet(), totals=totals)))
 
 
+async def record_out_of_bounds(_: web.Request) -> web.StreamResponse:
+    whole = fleet()
+    records = [msgspec.structs.replace(record, connections=2**63) for record in whole.instances]
+    return web.Response(body=msgspec.json.encode(msgspec.structs.replace(whole, instances=records)))
+
+
 async def bomb(_: web.Request) -> web.StreamResponse:
     response = web.Response(body=b" " * 50_000_000)
     response.enable_compression(web.ContentCoding.gzip)
@@ -123,7 +133,9 @@ async def bomb(_: web.Request) -> web.StreamResponse:
 
 
 @pytest.mark.parametrize(
-    "handler", [endless, slow, garbage, deep, of_another_shape, out_of_bounds, bomb], ids=lambda h: h.__name__
+    "handler",
+    [endless, slow, garbage, deep, of_another_shape, out_of_bounds, record_out_of_bounds, bomb],
+    ids=lambda h: h.__name__,
 )
 async def test_a_hostile_answer_is_no_answer(
     reader: FleetReader, handler: Handler, monkeypatch: pytest.MonkeyPatch
@@ -140,7 +152,19 @@ async def test_a_hostile_answer_is_no_answer(
         assert len(failure) < 1200
         for _ in range(2):
             assert (await read(reader, address, honest.address)).fleet == honest.fleet
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
+
+
+async def test_texts_are_kept_as_far_as_anybody_reads_them(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as chatty, Instance(loopback()).serving() as waiting:
+        long = "x" * 500_000
+        told = msgspec.structs.replace(fleet().redis, message=long, version=long)
+        chatty.fleet = fleet(redis=told)
+        waiting.health = health(long[:30_000], redis=msgspec.structs.replace(told, message="", version=""))
+        view = await read(reader, chatty.address, waiting=(waiting.address,))
+        assert view.fleet is not None
+        assert len(view.fleet.redis.message) == len(view.fleet.redis.version) == reading.TEXT_LIMIT
+        assert [len(text) for text in view.healths[0].waiting_for] == [reading.TEXT_LIMIT]
 
 
 async def test_a_redirect_is_not_followed(reader: FleetReader) -> None:
@@ -164,7 +188,6 @@ async def test_a_redirect_is_not_followed(reader: FleetReader) -> None:
 async def test_what_was_heard_last_stays_when_nobody_answers(reader: FleetReader) -> None:
     known = FleetView(fleet=fleet(connections=3), fleet_at=12.0)
     view = await reader.read(
-        CLUSTER,
         addressees=Addressees(ready=(("pod", loopback()),), waiting=()),
         fleet_key="key",
         previous=known,
@@ -246,3 +269,99 @@ def test_only_running_pods_of_the_clusters_own_deployments_are_asked() -> None:
     assert found.ready == (("ready", "10.0.0.1"), ("six", "[fd00::1]"))
     assert found.waiting == (("waiting", "10.0.0.1"),)
     assert addressees(pods, []) == Addressees(ready=(), waiting=())
+
+
+ORDER = Orders(fence=3, id="one", instances=[InstanceOrder(instance="pod-1", cordoned=True)])
+
+
+async def give(reader: FleetReader, *ready: str, command: FleetCommand = ORDER) -> FleetAnswer:
+    whom = Addressees(ready=tuple((f"pod-{address}", address) for address in ready), waiting=())
+    return await reader.command(addressees=whom, fleet_key="key", command=command)
+
+
+@contextlib.asynccontextmanager
+async def commanded(handler: Handler, address: str) -> AsyncIterator[None]:
+    """A pod that answers `/fleet/commands` its own way."""
+    app = web.Application()
+    app.router.add_post("/fleet/commands", handler)
+    runner = web.AppRunner(app, shutdown_timeout=0.1)
+    await runner.setup()
+    await web.TCPSite(runner, address, FLEET_PORT).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
+
+
+async def test_a_command_goes_to_one_instance_for_all(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as one, Instance(loopback()).serving() as two:
+        for instance in (one, two):
+            instance.fleet_keys.append("key")
+        assert await give(reader, one.address, two.address) == FleetAnswer(fence=3)
+        assert one.commands + two.commands == [ORDER]
+
+
+async def test_the_next_one_is_told_where_one_does_not_take_it(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as instance:
+        instance.fleet_keys.append("key")
+        for _ in range(5):
+            assert not (await give(reader, loopback(), instance.address)).stale
+        assert len(instance.commands) == 5
+
+
+async def test_that_a_later_operator_has_spoken_is_an_answer(reader: FleetReader) -> None:
+    async with Instance(loopback()).serving() as instance:
+        instance.fleet_keys.append("key")
+        instance.fence = 9
+        assert await give(reader, instance.address) == FleetAnswer(stale=True, fence=9)
+        assert instance.commands == []
+
+
+async def test_where_nobody_is_ready_nobody_takes_it(reader: FleetReader) -> None:
+    with pytest.raises(CommandNotTakenError, match="no instance is ready"):
+        await give(reader)
+
+
+async def away(_: web.Request) -> web.Response:
+    return web.Response(status=503, text="Redis is away: try again.")
+
+
+async def of_an_older_version(_: web.Request) -> web.Response:
+    return web.Response(status=404)
+
+
+async def contradictory(_: web.Request) -> web.Response:
+    return web.Response(body=msgspec.json.encode(FleetAnswer(stale=True, fence=5)))
+
+
+async def elsewhere(_: web.Request) -> web.Response:
+    return web.Response(status=307, headers={"Location": "http://example.invalid/"})
+
+
+@pytest.mark.parametrize(
+    ("handler", "why"),
+    [
+        (away, "/fleet/commands answered 503: Redis is away: try again."),
+        (of_an_older_version, "takes no commands"),
+        (garbage, "not what it should be"),
+        (deep, "not what it should be"),
+        (endless, "longer than"),
+        (contradictory, "contradicts itself"),
+        (elsewhere, "answered 307"),
+    ],
+)
+async def test_what_is_no_answer_to_a_command(reader: FleetReader, handler: Handler, why: str) -> None:
+    address = loopback()
+    async with commanded(handler, address):
+        with pytest.raises(CommandNotTakenError, match=why):
+            await give(reader, address)
+
+
+async def test_a_slow_answer_to_a_command_is_given_up(
+    reader: FleetReader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "COMMAND_TIMEOUT_SECONDS", 0.3)
+    address = loopback()
+    async with commanded(slow, address):
+        with pytest.raises(CommandNotTakenError, match="no answer in"):
+            await give(reader, address)

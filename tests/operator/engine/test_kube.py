@@ -1,6 +1,7 @@
 """The API server's answers as types, and watches that end as they should."""
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import pytest
 
 from devcluster.cluster import Devcluster
 from tableforge_operator.kube import (
+    LEASES,
     PODS,
     AlreadyExistsError,
     ConflictError,
@@ -15,11 +17,14 @@ from tableforge_operator.kube import (
     InvalidError,
     Kube,
     NotFoundError,
+    TooManyRequestsError,
     UnauthorizedError,
     UnreachableError,
     resource_of,
 )
 from tableforge_operator.master_key import SECRET_NAME, MasterKeyError, master_key
+from tableforge_operator.pace import HOLD_LIMIT_SECONDS
+from tests.operator.engine.faults import ApiProxy, Fault, of
 
 pytestmark = pytest.mark.cluster
 
@@ -54,6 +59,16 @@ async def test_refusals_are_types(kube: Kube, namespace: str, operator_kubeconfi
             await operator.list(resource_of("v1", "Secret"), namespace)
 
 
+async def test_every_character_reaches_the_api_server_as_it_is(kube: Kube, namespace: str) -> None:
+    text = (
+        '\U0001f680 \U000e1995 \u00e9 \u6f22 \t\n \\ud83d\\ude80 " \x07 \x7f \x85 \x86 \u2028 \u2029 \ufffe'
+    )
+    applied = await kube.apply(config_map(namespace, text=text), force=False)
+    assert applied["data"]["text"] == text
+    merged = await kube.merge(CONFIG_MAPS, namespace, "one", {"data": {"more": text}}, field_manager="tests")
+    assert merged["data"] == {"text": text, "more": text}
+
+
 async def test_an_apply_without_force_takes_no_field_of_others(kube: Kube, namespace: str) -> None:
     await kube.apply(config_map(namespace, a="theirs"), field_manager="other", force=True)
     with pytest.raises(ConflictError):
@@ -78,6 +93,38 @@ async def test_no_answer_is_unreachable_and_a_bad_token_unauthorized(
             await stranger.get(PODS, "default", "x")
 
 
+async def test_who_is_told_to_wait_asks_for_nothing_else_meanwhile_but_keeps_the_lease(
+    namespace: str, operator_kubeconfig: Path, tmp_path: Path
+) -> None:
+    async with ApiProxy(operator_kubeconfig) as proxy:
+        proxy.inject(Fault(of("pods"), status=429, headers={"Retry-After": "2"}, times=1))
+        async with await Kube.connect(proxy.kubeconfig(tmp_path / "proxied")) as kube:
+            with pytest.raises(TooManyRequestsError) as refused:
+                await kube.list(PODS, namespace)
+            assert refused.value.retry_after_seconds == 2
+            loop = asyncio.get_running_loop()
+            started = loop.time()
+            waiting = [asyncio.create_task(kube.list(CONFIG_MAPS, namespace)) for _ in range(3)]
+            with contextlib.suppress(NotFoundError):
+                await kube.get(LEASES, "tableforge-system", "tableforge-operator")
+            assert not any(task.done() for task in waiting), "the lease is asked for at once"
+            await asyncio.gather(*waiting)
+            assert loop.time() - started >= 1.9
+
+
+async def test_a_wait_that_makes_no_sense_is_bounded(
+    namespace: str, operator_kubeconfig: Path, tmp_path: Path
+) -> None:
+    async with ApiProxy(operator_kubeconfig) as proxy:
+        for given, taken in (("99999999999999", HOLD_LIMIT_SECONDS), ("soon", 1), ("-1", 1), ("²", 1)):
+            fault = proxy.inject(Fault(of("pods"), status=503, headers={"Retry-After": given}))
+            async with await Kube.connect(proxy.kubeconfig(tmp_path / "proxied")) as kube:
+                with pytest.raises(TooManyRequestsError) as refused:
+                    await kube.list(PODS, namespace)
+            assert refused.value.retry_after_seconds == taken
+            proxy.remove(fault)
+
+
 async def test_a_long_list_is_read_page_by_page(kube: Kube, namespace: str) -> None:
     for start in range(0, 600, 50):
         await asyncio.gather(
@@ -97,7 +144,7 @@ async def test_a_watch_tells_what_happens_after_the_list(kube: Kube, namespace: 
     await kube.delete(CONFIG_MAPS, namespace, "one", uid=before["metadata"]["uid"])
     big = "x" * 900_000  # longer than the transport's own buffer for a line
     await kube.create(config_map(namespace, "big", a=big))
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         seen = [await anext(events) for _ in range(3)]
     assert [event.type for event in seen] == ["MODIFIED", "DELETED", "ADDED"]
     assert seen[2].object["data"]["a"] == big

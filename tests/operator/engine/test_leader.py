@@ -7,6 +7,7 @@ import pytest
 
 from tableforge_operator.kube import LEASES, Kube, Object, UnreachableError
 from tableforge_operator.leader import Leader, LeadershipLostError
+from tests.operator.engine.operators import until
 
 pytestmark = pytest.mark.cluster
 
@@ -46,7 +47,7 @@ async def test_the_second_one_waits_until_the_first_says_nothing_for_the_leases_
     assert first["holderIdentity"] == "one"
     loop = asyncio.get_running_loop()
     started = loop.time()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await two.acquire()
     assert loop.time() - started >= 3.0
     second = await spec(kube, namespace)
@@ -79,7 +80,7 @@ async def test_a_released_lease_is_free_at_once(
     started = loop.time()
     await one.release()
     await one.release()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await waiting
     assert loop.time() - started < 2.5
     assert (await spec(kube, namespace))["holderIdentity"] == "two"
@@ -129,3 +130,57 @@ async def test_of_many_contenders_one_leads(contender: Callable[..., Leader]) ->
     for task in waiting:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def test_a_number_that_a_fleet_has_seen_is_passed_with_the_next_renewal(
+    kube: Kube, namespace: str, contender: Callable[..., Leader]
+) -> None:
+    one = contender("one")
+    await one.acquire()
+    assert one.raise_above(40)
+    assert one.transitions == 1, "not before the API server has it"
+    holding = asyncio.create_task(one.hold())
+
+    async def raised() -> bool:
+        return one.transitions == 41
+
+    await until(raised, what="it was renewed")
+    assert (await spec(kube, namespace))["leaseTransitions"] == 41
+    holding.cancel()
+    await one.release()
+    two = contender("two")
+    await two.acquire()
+    assert two.transitions == 42
+
+
+async def test_a_lease_that_was_deleted_does_not_make_its_holder_look_older(
+    kube: Kube, namespace: str, contender: Callable[..., Leader]
+) -> None:
+    one = contender("one")
+    await one.acquire()
+    assert one.raise_above(40)
+    holding = asyncio.create_task(one.hold())
+
+    async def raised() -> bool:
+        return one.transitions == 41
+
+    await until(raised, what="it was renewed")
+    lease = await kube.get(LEASES, namespace, NAME)
+    await kube.delete(LEASES, namespace, NAME, uid=lease["metadata"]["uid"])
+
+    async def made_anew() -> bool:
+        found, _ = await kube.list(LEASES, namespace)
+        return any(one["metadata"]["uid"] != lease["metadata"]["uid"] for one in found)
+
+    await until(made_anew, what="it was made anew")
+    assert (await spec(kube, namespace))["leaseTransitions"] >= 41
+    assert one.transitions >= 41
+    holding.cancel()
+
+
+async def test_no_fleet_can_use_the_numbers_up(contender: Callable[..., Leader]) -> None:
+    one = contender("one")
+    assert not one.raise_above(2**31 - 2)
+    assert not one.raise_above(-1)
+    await one.acquire()
+    assert one.transitions == 1

@@ -78,7 +78,7 @@ class Server:
 
     async def tell(self, kind: str, obj: dict[str, Any] | None) -> None:
         """Send an event to the watch of Services that is open; None ends it."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await self.watched.wait()
         await self._watches[-1].put(None if obj is None else {"type": kind, "object": obj})
         if obj is None or kind in ("ERROR", "BREAK"):
@@ -120,7 +120,7 @@ class Reflected:
 
     async def names(self, *wanted: str) -> None:
         """Wait until exactly these Services are in the store."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while {obj["metadata"]["name"] for obj in self.store.of_cluster(KEY)} != set(wanted):
                 assert not self.task.done()
                 self.changed.clear()

@@ -4,6 +4,7 @@ from typing import Any
 
 from tableforge_operator.observe.store import ClusterKey, Store
 
+ENVIRONMENT = [{"configMapRef": {"name": "config"}}]
 KEY: ClusterKey = ("ns", "tables")
 
 
@@ -94,7 +95,7 @@ def test_a_child_that_loses_its_owner_is_told_to_the_cluster_it_had() -> None:
     assert watched.names() == {}
 
 
-def test_a_pod_belongs_by_its_label_and_its_spec_is_not_kept() -> None:
+def test_a_pod_belongs_by_its_label_and_little_of_its_spec_is_kept() -> None:
     watched = Watched()
     pod = {
         "kind": "Pod",
@@ -105,11 +106,47 @@ def test_a_pod_belongs_by_its_label_and_its_spec_is_not_kept() -> None:
             "labels": {"tableforge.io/cluster": "tables"},
             "managedFields": [{"manager": "kubelet"}],
         },
-        "spec": {"nodeName": "n", "containers": [{"env": [{"name": "X", "value": "secret"}]}]},
+        "spec": {
+            "nodeName": "n",
+            "containers": [
+                {"env": [{"name": "X", "value": "secret"}], "envFrom": ENVIRONMENT},
+                {"image": "i"},
+            ],
+        },
     }
     watched.store.put(pod)
     (kept,) = watched.store.of_cluster(KEY)
-    assert kept["spec"] == {"nodeName": "n"}
+    assert kept["spec"] == {"nodeName": "n", "containers": [{"envFrom": ENVIRONMENT}]}
+
+
+def test_of_a_replica_set_only_what_its_pods_start_with_is_kept_and_news() -> None:
+    told: list[tuple[ClusterKey, bool]] = []
+    store = Store(lambda *what: told.append(what))
+
+    def seen(version: int, *, name: str = "config", replicas: int = 1) -> dict[str, Any]:
+        container = {"image": "i", "envFrom": [{"configMapRef": {"name": name}}]}
+        return {
+            **child("one", version),
+            "kind": "ReplicaSet",
+            "metadata": {
+                "name": "one",
+                "namespace": "ns",
+                "resourceVersion": str(version),
+                "labels": {"tableforge.io/cluster": "tables"},
+            },
+            "spec": {"replicas": replicas, "template": {"spec": {"containers": [container]}}},
+            "status": {"replicas": replicas},
+        }
+
+    store.put(seen(1))
+    (kept,) = store.of_cluster(("ns", "tables"))
+    assert kept["spec"] == {"template": {"spec": {"containers": [{"envFrom": ENVIRONMENT}]}}}
+    assert "status" not in kept
+    store.put(seen(2, replicas=3))
+    assert told == [(("ns", "tables"), False)]
+    store.put(seen(3, name="other"))
+    store.remove(seen(4))
+    assert told == [(("ns", "tables"), False)] * 2 + [(("ns", "tables"), True)]
     assert "managedFields" not in kept["metadata"]
 
 

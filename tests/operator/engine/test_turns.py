@@ -2,14 +2,17 @@
 
 import asyncio
 import contextlib
+import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
 
+from tableforge_operator.decide import balance
 from tableforge_operator.decide.snapshot import FleetView
 from tableforge_operator.kube import CLUSTERS, NotFoundError
 from tableforge_operator.reconcile import WORKERS, Reconciler
+from tests.operator.engine.mortal import FirstReign
 from tests.operator.engine.pods import health
 from tests.operator.engine.snapshots import cluster
 
@@ -85,6 +88,7 @@ async def working(api: Api, fleets: Fleets) -> AsyncIterator[Reconciler]:
     reconciler = Reconciler(
         kube=api,  # type: ignore[arg-type]
         fleets=fleets,  # type: ignore[arg-type]
+        reign=FirstReign(),
         master_key=bytes(32),
         namespaces=None,
         reporter="test",
@@ -110,7 +114,7 @@ async def test_a_cluster_made_while_its_forerunner_is_being_missed_gets_its_turn
 
         api.before_answer = made_again
         reconciler.notice(("ns", "tables"))
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             await api.has_judged("tables")
 
 
@@ -121,16 +125,44 @@ async def test_fleets_that_do_not_answer_keep_no_other_cluster_waiting(api: Api,
     async with working(api, fleets) as reconciler:
         for name in slow:
             reconciler.notice(("ns", name), "1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for name in slow:
                 await api.has_judged(name)
         assert fleets.asked == len(slow), "a question that is under way is not asked again"
         api.add("quick")
         reconciler.notice(("ns", "quick"), "1")
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await api.has_judged("quick")
         api.judged.clear()
         fleets.answer.set()
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             for name in (*slow, "quick"):
                 await api.has_judged(name)
+
+
+async def test_a_large_plan_keeps_nobody_waiting(
+    api: Api, fleets: Fleets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned, plan = threading.Event(), balance.step
+    fleets.answer.set()
+
+    def slow(typed: Any, *given: Any, **more: Any) -> Any:
+        if typed.name == "large":
+            assert planned.wait(60)
+        return plan(typed, *given, **more)
+
+    monkeypatch.setattr(balance, "is_large", lambda snapshot: snapshot.cluster["metadata"]["name"] == "large")
+    monkeypatch.setattr(balance, "step", slow)
+    for name in ("large", "quick"):
+        api.add(name)
+    async with working(api, fleets) as reconciler:
+        try:
+            reconciler.notice(("ns", "large"), "1")
+            reconciler.notice(("ns", "quick"), "1")
+            async with asyncio.timeout(30):
+                await api.has_judged("quick")
+            assert "large" not in api.judged
+        finally:
+            planned.set()
+        async with asyncio.timeout(30):
+            await api.has_judged("large")

@@ -3,6 +3,8 @@
 import asyncio
 import random
 
+import pytest
+
 from tableforge_operator.workqueue import BACKOFF_LIMIT_SECONDS, WorkQueue
 
 
@@ -115,3 +117,62 @@ async def test_no_key_is_ever_worked_on_twice_at_a_time() -> None:
     for worker in workers:
         worker.cancel()
     await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def test_what_is_urgent_waits_for_nothing_else_where_workers_are_kept_for_it() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    for number in range(100):
+        queue.add(f"other {number}")
+    queue.add("changed", urgent=True)
+    assert await queue.take(urgent_only=True) == "changed"
+    assert queue.is_urgent("changed")
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await queue.take(urgent_only=True)
+    assert await take_now(queue) == "other 0"
+    assert not queue.is_urgent("other 0")
+
+
+async def test_others_take_everything_in_order_so_that_nothing_starves() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("old")
+    await asyncio.sleep(0.001)
+    for number in range(5):
+        queue.add(f"urgent {number}", urgent=True)
+    assert [await take_now(queue) for _ in range(3)] == ["old", "urgent 0", "urgent 1"]
+
+
+async def test_what_was_only_due_becomes_urgent_when_somebody_asks() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    assert queue.depth() == 1
+    assert await take_now(queue) == "a"
+    queue.add("a")
+    queue.add("b", delay_seconds=60)
+    assert await take_now(queue) is None  # moved to what is due, and worked on
+    queue.add("a", urgent=True)
+    queue.add("b", urgent=True)
+    assert await queue.take(urgent_only=True) == "b"
+    queue.done("a")
+    assert await queue.take(urgent_only=True) == "a"
+    assert len(queue) == 0
+
+
+async def test_depth_and_age_are_of_what_is_due() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("later", delay_seconds=60)
+    assert (queue.depth(), queue.age_seconds()) == (0, 0)
+    queue.add("now")
+    await asyncio.sleep(0.01)
+    assert queue.depth() == 1
+    assert 0.01 <= queue.age_seconds() < 30
+
+
+async def test_overtaken_wishes_do_not_pile_up() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    for _ in range(2000):
+        queue.add("a", delay_seconds=60)
+        queue.add("a")
+        assert await queue.take() == "a"
+        queue.done("a")
+    assert len(queue._later) < 200

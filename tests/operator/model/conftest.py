@@ -34,7 +34,7 @@ def cluster() -> Callable[..., api.WebSocketCluster]:
 
 @pytest.fixture
 def secrets() -> DerivedSecrets:
-    return DerivedSecrets(fleet_key="f1" * 32, redis_password="9a" * 32)
+    return DerivedSecrets(fleet_key="f1" * 32, redis_password=lambda generation: f"9{generation:x}" * 32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,9 @@ def crd_installed(control_plane: Devcluster) -> Devcluster:
     """The control plane, with our CRD established."""
     kubectl = Kubectl(control_plane.kubeconfig, "default")
     kubectl.ok("apply", "-f", "crds/websocketclusters.tableforge.io.yaml")
-    kubectl.ok("wait", "--for=condition=Established", "crd/websocketclusters.tableforge.io", "--timeout=30s")
+    # First for the names: kubectl takes conditions that are not there yet for an error.
+    for until in ("jsonpath={.status.acceptedNames.plural}=websocketclusters", "condition=Established"):
+        kubectl.ok("wait", f"--for={until}", "crd/websocketclusters.tableforge.io", "--timeout=60s")
     return control_plane
 
 

@@ -1,30 +1,45 @@
 """Which field of the CR stands for which setting of the data plane."""
 
-# Setting of the data plane → field of the CR. That every field of the model with a setting is here is tested.
-FIELDS = {
-    "websocket.port": "websocket.port",
-    "websocket.max_connections": "websocket.maxConnections",
-    "websocket.ping_interval_seconds": "websocket.pingInterval",
-    "websocket.pong_timeout_seconds": "websocket.pongTimeout",
-    "websocket.max_payload_bytes": "websocket.maxPayloadBytes",
-    "redis.port": "redis.external.port",
-    "redis.database": "redis.external.database",
-    "scaling.heartbeat_interval_seconds": "scaling.heartbeatInterval",
-    "scaling.cleanup_interval_seconds": "scaling.cleanupInterval",
-    "scaling.inactive_threshold_seconds": "scaling.inactiveThreshold",
-    "scaling.message_queue_size": "scaling.messageQueueSize",
-    "scaling.failover_timeout_seconds": "clustering.failoverTimeout",
-    "scaling.drain_seconds": "rollout.drainTimeout",
-    "performance.batch_message_delay_seconds": "performance.batchMessageDelay",
-    "performance.max_batch_size": "performance.maxBatchSize",
-    "logging.level": "monitoring.logLevel",
-    "logging.format": "monitoring.logFormat",
-    "security.max_messages_per_second": "security.maxMessagesPerSecond",
-    "security.max_messages_per_minute": "security.maxMessagesPerMinute",
-    "security.max_bytes_per_second": "security.maxBytesPerSecond",
-    "security.max_rooms_per_connection": "security.maxRoomsPerConnection",
+from tableforge_dataplane.contract import settings
+from tableforge_operator.api.fields import fields_of
+from tableforge_operator.api.spec import Spec
+
+FIELDS = {setting: path for path, setting in fields_of(Spec) if setting is not None}
+"""Setting of the data plane → field of the CR."""
+
+_SPECS = settings.specs()
+
+PLAIN = {
+    setting: path
+    for setting, path in FIELDS.items()
+    if not isinstance(_SPECS[setting][1], str) or _SPECS[setting][0].pattern is None
 }
+"""Those that are a number, a flag, a duration or one of several words: values are easily made up."""
+
 # The data plane alone lets everybody in unless told otherwise; on Kubernetes it is the other way round.
 OTHERWISE = {"auth.required"}
 # Where Kubernetes asks for more than the data plane does: ports below 1024 need a privilege.
 RAISED_MINIMUM = {"websocket.port": 1024}
+
+WITHOUT_A_FIELD = {
+    "auth.jwks_ca_file": "auth.jwks.caSecretRef and caConfigMapRef",
+    "auth.jwks_plain_http": "never: whoever can change what travels there could let anybody in",
+    "auth.jwt_secret": "auth.jwtSecretRef",
+    "auth.previous_jwt_secret": "auth.previousJwtSecretRef",
+    "auth.public_key": "auth.publicKeys",
+    "auth.token_expiry_seconds": "of tokens that `tableforge-dataplane token` makes; no instance makes any",
+    "http.api_key": "auth.apiKeySecretRef",
+    "http.fleet_key": "the operator derives it",
+    "http.port": "always the same: nothing outside meets it",
+    "launch.data_dir": "of `serve` where there is no Redis",
+    "live.file": "the operator mounts it",
+    "monitoring.memory_threshold_bytes": "monitoring.memoryThreshold, a quantity",
+    "rooms.options_file": "rooms.options",
+    "routing.address": "the operator tells it, once the gateway has taken the instance's route",
+    "routing.weight": "pod.resources.requests, its CPU",
+    "scaling.instance_id": "the pod's name",
+    "websocket.host": "all addresses: the pod has its own",
+    "websocket.tls_cert_file": "websocket.tls.secretName",
+    "websocket.tls_key_file": "websocket.tls.secretName",
+}
+"""Settings that no field stands for by itself, and what does. Those of Redis are apart."""

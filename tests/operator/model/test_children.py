@@ -18,8 +18,18 @@ EXTERNAL = {
         ],
         "labels": {"team": "tables"},
         "annotations": {"example.com/note": "hello"},
+        "topologySpreadConstraints": [{"topologyKey": "kubernetes.io/hostname"}],
+        "priorityClassName": "system-cluster-critical",
+        "imagePullPolicy": "IfNotPresent",
+        "imagePullSecrets": [{"name": "registry"}],
+        "extraEnv": [
+            {"name": "A", "value": ""},
+            {"name": "B", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}},
+            {"name": "C", "valueFrom": {"configMapKeyRef": {"name": "c", "key": "k"}}},
+        ],
     },
-    "service": {"type": "NodePort", "annotations": {"example.com/internal": "true"}},
+    "service": {"type": "NodePort", "port": 80, "annotations": {"example.com/internal": "true"}},
+    "ingress": {"host": "tables.example.com", "className": "nginx", "tlsSecretName": "tls"},
 }
 STORAGE_CLASS = {
     "redis": {"managed": {"storage": {"storageClassName": "fast"}, "persistence": {"onDelete": "Delete"}}}
@@ -39,10 +49,13 @@ def test_a_managed_cluster_owns_these_in_this_order(cluster, secrets):
     found = children(cluster(), secrets=secrets)
     assert keys(found.applied) == [
         "ServiceAccount/tables",
-        "ConfigMap/tables-config",
+        "ConfigMap/tables-config-d4c7e9c0",
+        "ConfigMap/tables-live",
         "Service/tables",
         "Service/tables-instances",
         "PodDisruptionBudget/tables",
+        "NetworkPolicy/tables",
+        "NetworkPolicy/tables-redis",
         "ConfigMap/tables-redis",
         "Service/tables-redis",
         "StatefulSet/tables-redis",
@@ -82,7 +95,8 @@ def test_a_changed_setting_rolls_the_instances_and_leaves_redis_alone(cluster, s
 
     before = hashes({})
     assert hashes({"replicas": 9}) == before
-    changed = hashes({"monitoring": {"logLevel": "debug"}})
+    assert hashes({"monitoring": {"logLevel": "debug"}}) == before, "it reaches running instances by a file"
+    changed = hashes({"monitoring": {"logFormat": "text"}})
     assert changed[0] == before[0]
     assert changed[1] != before[1]
     changed = hashes({"redis": {"managed": {"maxMemory": "300mb"}}})
@@ -94,7 +108,7 @@ def test_no_secret_is_in_what_is_applied(cluster, secrets):
     found = children(cluster(), secrets=secrets)
     text = json.dumps(found.applied) + repr(found)
     assert secrets.fleet_key not in text
-    assert secrets.redis_password not in text
+    assert secrets.redis_password(1) not in text
 
 
 def test_the_longest_name_fits_every_child(cluster, secrets):
@@ -136,7 +150,9 @@ def test_applying_twice_changes_nothing(kubectl, cluster, secrets, spec):
 
     def apply() -> list[tuple[str, str, int]]:
         kubectl.ok("apply", "--server-side", "--field-manager=tableforge-operator", "-f", "-", stdin=applied)
-        live = kubectl.objects("get", "deploy,sts,svc,cm,sa,pdb", "-l", "tableforge.io/cluster=tables")
+        live = kubectl.objects(
+            "get", "deploy,sts,svc,cm,sa,pdb,netpol,ing", "-l", "tableforge.io/cluster=tables"
+        )
         return sorted(
             (obj["kind"], obj["metadata"]["name"], obj["metadata"].get("generation", 0)) for obj in live
         )

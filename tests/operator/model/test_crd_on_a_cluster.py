@@ -24,6 +24,10 @@ def managed(**fields: Any) -> dict[str, Any]:
     return {"redis": {"managed": fields}}
 
 
+def gateway(parents, **more):
+    return {"routing": {"mode": "Gateway", "gateway": {"parentRefs": parents, **more}}}
+
+
 def test_the_smallest_cluster_is_filled_with_defaults(kubectl):
     (found,) = kubectl.objects("apply", "-f", "-", stdin=cr())
     assert found["spec"] == {
@@ -43,16 +47,47 @@ def test_the_smallest_cluster_is_filled_with_defaults(kubectl):
             "messageQueueSize": 1000,
         },
         "auth": {"required": False},
+        "loadBalancing": {
+            "strategy": "RoundRobin",
+            "connectionThreshold": 0.8,
+            "scaleUpCooldown": "5m",
+            "scaleDownCooldown": "10m",
+        },
+        "autoscaling": {
+            "enabled": False,
+            "maxReplicas": 10,
+            "targetCPUUtilization": 70,
+            "targetMemoryUtilization": 80,
+        },
         "performance": {"batchMessageDelay": "10ms", "maxBatchSize": 100},
-        "monitoring": {"logLevel": "info", "logFormat": "json"},
+        "monitoring": {
+            "logLevel": "info",
+            "logFormat": "json",
+            "podMonitor": {"enabled": True, "interval": "30s"},
+            "prometheusRule": {"enabled": True},
+        },
         "security": {
             "maxMessagesPerSecond": 100,
             "maxMessagesPerMinute": 1000,
             "maxBytesPerSecond": 1048576,
             "maxRoomsPerConnection": 100,
+            "networkPolicy": {"enabled": True},
         },
-        "clustering": {"failoverTimeout": "30s"},
-        "rollout": {"drainTimeout": "20s", "progressDeadline": "10m"},
+        "clustering": {
+            "failoverTimeout": "30s",
+            "enableLoadRebalancing": True,
+            "rebalanceThreshold": 0.3,
+            "rebalanceInterval": "1m",
+            "maxMovesPerCycle": 50,
+            "moveCooldown": "10m",
+        },
+        "routing": {"mode": "Service"},
+        "rollout": {
+            "drainTimeout": "20s",
+            "maxReconnectsPerSecond": 200,
+            "progressDeadline": "10m",
+            "strategy": "RollingUpdate",
+        },
         "pod": {
             "resources": {
                 "requests": {"cpu": "100m", "memory": "256Mi"},
@@ -86,7 +121,9 @@ REFUSED = [
         cr({"redis": {"external": {}}}), "spec.redis.external.host: Required", id="external without host"
     ),
     pytest.param(cr({"redis": {"keyPrefix": "a b"}}), "letters, digits or any of", id="key prefix"),
-    pytest.param(cr({"redis": {"durability": "Replica"}}), '"Disk", "Memory"', id="durability"),
+    pytest.param(
+        cr({"redis": {"durability": "Tape"}}), '"Disk", "Disk+Replica", "Memory", "Replica"', id="durability"
+    ),
     pytest.param(cr(managed(maxMemory="256Mi")), "whole number of mb or gb", id="memory in another unit"),
     pytest.param(cr(managed(maxMemory="8mb")), "at least 16mb", id="too little memory"),
     pytest.param(
@@ -98,6 +135,47 @@ REFUSED = [
         id="small storage",
     ),
     pytest.param(cr(managed(maxMemory="1gb")), "raise storage.size or lower maxMemory", id="default storage"),
+    pytest.param(
+        cr({"routing": {"mode": "Gateway"}}),
+        "routing.gateway.parentRefs must name the Gateway",
+        id="gateway mode without a gateway",
+    ),
+    pytest.param(
+        cr({"routing": {"gateway": {"parentRefs": [{"name": "public"}]}}}),
+        "set the mode, or remove the gateway",
+        id="a gateway in service mode",
+    ),
+    pytest.param(cr(gateway([])), "should have at least 1 items", id="no gateway at all"),
+    pytest.param(
+        cr(gateway([{"name": f"g{number}"} for number in range(5)])), "at most 4", id="many gateways"
+    ),
+    pytest.param(
+        cr(gateway([{"name": "public", "namespace": "edge"}] * 2)), "once: remove", id="a gateway twice"
+    ),
+    pytest.param(
+        cr(gateway([{"name": "Public"}])), "lower-case letters, digits, dashes and dots", id="gateway's name"
+    ),
+    pytest.param(
+        cr(gateway([{"name": "public"}], hostnames=["https://tables.example"])),
+        "must be a host name in lower case",
+        id="a URL for a host name",
+    ),
+    pytest.param(
+        cr(gateway([{"name": "public"}], hostnames=[f"h{number}.example" for number in range(9)])),
+        "at most 8 items",
+        id="many host names",
+    ),
+    pytest.param(
+        cr({"loadBalancing": {"strategy": "round-robin"}}),
+        '"LeastConnections", "RoundRobin", "Weighted"',
+        id="strategy",
+    ),
+    pytest.param(cr({"clustering": {"rebalanceThreshold": 0}}), "must be from 0.05 to 10", id="no threshold"),
+    pytest.param(cr({"clustering": {"rebalanceInterval": "1s"}}), "from 10s to 24h", id="interval too short"),
+    pytest.param(
+        cr({"loadBalancing": {"connectionThreshold": 0}}), "must be from 0.05 to 1", id="nothing is full"
+    ),
+    pytest.param(cr({"clustering": {"maxMovesPerCycle": 1001}}), "less than or equal to 1000", id="moves"),
     pytest.param(cr({"websocket": {"port": 80}}), "greater than or equal to 1024", id="privileged port"),
     pytest.param(cr({"websocket": {"port": 3002}}), "choose another", id="the internal port"),
     pytest.param(
@@ -196,18 +274,6 @@ CHANGES = [
         id="key prefix",
     ),
     pytest.param(
-        {},
-        managed(storage={"size": "2Gi"}),
-        "edit the PersistentVolumeClaim",
-        id="storage against its default",
-    ),
-    pytest.param(
-        managed(storage={"size": "2Gi"}),
-        managed(storage={"size": "3Gi"}),
-        "redis.managed.storage",
-        id="storage",
-    ),
-    pytest.param(
         {}, managed(storage={"storageClassName": "fast"}), "redis.managed.storage", id="storage class"
     ),
 ]
@@ -253,6 +319,12 @@ def test_a_generous_spec_is_taken(shared_kubectl):
             "annotations": {"example.com/note": "x" * 1000},
         },
         "service": {"type": "LoadBalancer", "annotations": {"example.com/internal": "true"}},
+        "loadBalancing": {"strategy": "Weighted"},
+        "clustering": {"rebalanceThreshold": 0.5, "rebalanceInterval": "1h", "moveCooldown": "90s"},
+        **gateway(
+            [{"name": "public", "namespace": "edge", "sectionName": "wss"}, {"name": "public"}],
+            hostnames=["tables.example.com", "*.tables.example.com"],
+        ),
     }
     shared_kubectl.ok("create", "--dry-run=server", "-f", "-", stdin={**cr(), "spec": spec})
 
@@ -266,7 +338,7 @@ def test_an_unknown_field_is_named(shared_kubectl):
 def test_kubectl_explains_it_like_documentation(shared_kubectl):
     said = shared_kubectl.ok("explain", "wsc.spec.redis")
     assert "a Redis that the operator runs" in said
-    assert "enum: Disk, Memory" in said
+    assert "enum: Disk, Disk+Replica, Memory, Replica" in said
     assert "Default: 30s." in shared_kubectl.ok("explain", "wsc.spec.websocket.pingInterval")
 
 

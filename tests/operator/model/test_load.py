@@ -74,7 +74,7 @@ def test_fields_of_a_later_version_are_passed_over():
         ({"replicas": -1}, "$.spec.replicas"),
         ({"websocket": {"pingInterval": "soon"}}, "$.spec.websocket.pingInterval"),
         ({"websocket": {"pingInterval": 30}}, "$.spec.websocket.pingInterval"),
-        ({"redis": {"external": {}}}, "host"),
+        ({"redis": {"external": {"mode": "Sentinel", "sentinel": {"addresses": ["a"]}}}}, "masterName"),
         ({"service": {"type": "Ingress"}}, "$.spec.service.type"),
     ],
 )

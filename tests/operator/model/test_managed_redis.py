@@ -1,18 +1,21 @@
 """The managed Redis: StatefulSet and configuration, whole, and the configuration on a real server."""
 
 import asyncio
+import copy
 
 import pytest
 import redis.asyncio
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
+from tableforge_operator.decide.resources.passwords import FIRST, Passwords
 from tableforge_operator.decide.resources.redis_config_map import redis_config_map
 from tableforge_operator.decide.resources.redis_stateful_set import redis_stateful_set
-from tableforge_operator.decide.resources.secrets import redis_secret
+from tableforge_operator.decide.resources.secrets import redis_secrets
 from tests.operator.model import expected
 from tests.operator.model.expected import metadata
-from tests.support.redis import server_binary
+from tests.support.children import Child
+from tests.support.redis import server_binary, server_environ
 
 CONF = """\
 port 6379
@@ -53,6 +56,7 @@ def test_the_stateful_set_of_defaults(cluster):
         "metadata": metadata("tables-redis", expected.REDIS),
         "spec": {
             "replicas": 1,
+            "podManagementPolicy": "Parallel",
             "serviceName": "tables-redis",
             "revisionHistoryLimit": 3,
             "persistentVolumeClaimRetentionPolicy": {"whenDeleted": "Retain", "whenScaled": "Retain"},
@@ -128,7 +132,7 @@ def test_the_stateful_set_of_defaults(cluster):
                 {
                     "apiVersion": "v1",
                     "kind": "PersistentVolumeClaim",
-                    "metadata": {"name": "data", "labels": expected.REDIS},
+                    "metadata": {"name": "data", "labels": {**expected.COMMON, **expected.REDIS}},
                     "spec": {
                         "accessModes": ["ReadWriteOnce"],
                         "resources": {"requests": {"storage": "1Gi"}},
@@ -167,11 +171,61 @@ def test_every_field_of_the_managed_redis_acts(cluster):
     }
 
 
+def test_the_template_of_a_claim_stays_as_it_is_once_it_is_there(cluster):
+    before = cluster({"redis": {"managed": {"storage": {"storageClassName": "fast"}}}})
+    made = redis_stateful_set(before, before.managed_redis, config_hash="c0ffee")
+    # what an API server adds
+    (template,) = copy.deepcopy(made)["spec"]["volumeClaimTemplates"]
+    template["spec"]["volumeMode"] = "Filesystem"
+    template["status"] = {"phase": "Pending"}
+    live = {**made, "spec": {**made["spec"], "volumeClaimTemplates": [template]}}
+    after = cluster({"redis": {"managed": {"storage": {"size": "9Gi", "storageClassName": "fast"}}}})
+    assert redis_stateful_set(after, after.managed_redis, config_hash="c0ffee", live=live) == made
+
+
+@pytest.mark.parametrize("binary", ["valkey", "redis7", "redis8"])
+async def test_a_real_server_takes_the_old_and_the_new_password_and_no_other(
+    cluster, secrets, tmp_path, binary
+):
+    hashes = {generation: (secrets.redis_password_hash(generation),) for generation in (1, 2)}
+    both, _ = redis_secrets(cluster(), secrets, Passwords(taken=(1, 2), given=1, hashes=hashes))
+    (tmp_path / "auth.conf").write_text(both["stringData"]["auth.conf"])
+    (tmp_path / "redis.conf").write_text(
+        f"port 0\nunixsocket {tmp_path}/socket\ndir {tmp_path}\ninclude {tmp_path}/auth.conf\n"
+    )
+    server = Child(
+        [str(server_binary(binary)), str(tmp_path / "redis.conf")],
+        log=tmp_path / "log",
+        environ=server_environ(binary),
+    )
+    try:
+        async with asyncio.timeout(30):
+            while not (tmp_path / "socket").exists():
+                assert server.returncode is None, server.output()
+                await asyncio.sleep(0.02)
+        path = str(tmp_path / "socket")
+        for generation in (1, 2):
+            word = secrets.redis_password(generation)
+            async with redis.asyncio.Redis(unix_socket_path=path, password=word) as client:
+                assert await client.set("key", generation)
+                assert await client.execute_command("CONFIG", "GET", "appendonly")
+        once = Retry(NoBackoff(), 0)
+        for word in (secrets.redis_password(3), None):
+            async with redis.asyncio.Redis(
+                unix_socket_path=path, password=word, protocol=2, retry=once
+            ) as stranger:
+                with pytest.raises(redis.exceptions.RedisError, match=r"(?i)auth|pass"):
+                    await stranger.ping()
+    finally:
+        await server.stop()
+
+
 async def test_a_real_server_takes_the_configuration(cluster, secrets, tmp_path):
     tables = cluster()
     (tmp_path / "data").mkdir()
     auth = tmp_path / "auth.conf"
-    auth.write_text(redis_secret(tables, secrets)["stringData"]["auth.conf"])
+    (made,) = redis_secrets(tables, secrets, FIRST)
+    auth.write_text(made["stringData"]["auth.conf"])
     conf = redis_config_map(tables, tables.managed_redis)["data"]["redis.conf"]
     # The paths are a container's, and clients come by a socket of our own.
     conf = conf.replace("/data", f"{tmp_path}/data").replace("/var/run/tableforge/redis/auth.conf", str(auth))
@@ -186,7 +240,7 @@ async def test_a_real_server_takes_the_configuration(cluster, secrets, tmp_path)
             while b"Ready to accept connections" not in await server.stdout.readline():
                 pass
         path = str(tmp_path / "socket")
-        async with redis.asyncio.Redis(unix_socket_path=path, password=secrets.redis_password) as client:
+        async with redis.asyncio.Redis(unix_socket_path=path, password=secrets.redis_password(1)) as client:
             found = await client.config_get("append*", "maxmemory*", "save")
             assert found["appendonly"] == "yes"
             assert found["appendfsync"] == "always"

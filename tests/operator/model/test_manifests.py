@@ -1,5 +1,6 @@
 """The manifests: installed by one command, least privilege, samples that are taken, versions in step."""
 
+import itertools
 import re
 import time
 from importlib.metadata import version
@@ -10,7 +11,7 @@ import yaml
 
 from devcluster import Devcluster
 from tableforge_operator import api
-from tableforge_operator.decide.resources import OWNED_KINDS
+from tableforge_operator.decide.resources import OWNED_KINDS, WITHDRAWN_KINDS
 from tests.operator.model.conftest import ROOT, Kubectl
 
 BASE = ROOT / "manifests" / "base"
@@ -39,9 +40,19 @@ def test_the_operator_may_do_this_and_nothing_else_everywhere():
         for kind in OWNED_KINDS
         for verb in ("create", "get", "list", "patch", "watch")
     }
-    assert allowed(role["rules"]) == owned | {
+    withdrawn = {(kind.group, kind.plural, "delete") for kind in OWNED_KINDS if kind.kind in WITHDRAWN_KINDS}
+    assert {kind.kind for kind in OWNED_KINDS} >= WITHDRAWN_KINDS
+    assert allowed(role["rules"]) == owned | withdrawn | {
+        ("apps", "deployments", "delete"),
+        ("apps", "replicasets", "list"),
+        ("apps", "replicasets", "watch"),
+        ("", "configmaps", "delete"),
         ("", "events", "create"),
+        ("", "persistentvolumeclaims", "list"),
+        ("", "persistentvolumeclaims", "patch"),
+        ("", "persistentvolumeclaims", "watch"),
         ("", "pods", "list"),
+        ("", "pods", "patch"),
         ("", "pods", "watch"),
         ("", "secrets", "create"),
         ("tableforge.io", "websocketclusters", "get"),
@@ -78,6 +89,17 @@ def test_samples_are_clusters(sample):
         assert cluster.name == sample.stem
 
 
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
+def test_a_sample_tells_how_to_apply_it_and_what_it_needs_first(sample):
+    text = sample.read_text()
+    head = "\n".join(itertools.takewhile(lambda line: line.startswith("#"), text.splitlines()))
+    assert f"kubectl apply -f manifests/samples/{sample.name}" in head
+    obj = yaml.safe_load(text)
+    cluster = api.load({**obj, "metadata": {**obj["metadata"], "namespace": "default", "uid": "u"}})
+    for ref in cluster.references:
+        assert re.search(rf"kubectl create {ref.kind.lower()} \w+ {ref.name} .*{ref.key}", head), ref
+
+
 @pytest.mark.cluster
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda path: path.stem)
 def test_samples_are_taken_by_the_api_server(kubectl, sample):
@@ -97,7 +119,7 @@ def installed(crd_installed: Devcluster) -> Kubectl:
 def test_one_command_installs_everything_and_again_changes_nothing(installed):
     again = installed.ok("apply", "-k", "manifests/", namespaced=False).splitlines()
     assert [line for line in again if not line.endswith("unchanged")] == []
-    assert len(again) == 10
+    assert len(again) == 12
     installed.ok("get", "deployment/tableforge-operator", "serviceaccount/tableforge-operator")
 
 
@@ -125,7 +147,7 @@ def test_the_operators_pod_is_restricted_and_may_be_created(installed):
         (("get", "secrets/tableforge-operator-master-key", "-n", "tableforge-system"), "yes"),
         (("get", "secrets/other", "-n", "tableforge-system"), "no"),
         (("patch", "deployments.apps", "-n", "default"), "yes"),
-        (("delete", "deployments.apps", "-n", "default"), "no"),
+        (("delete", "statefulsets.apps", "-n", "default"), "no"),
         (("patch", "websocketclusters.tableforge.io", "-n", "default"), "no"),
         (("patch", "websocketclusters.tableforge.io", "--subresource=status", "-n", "default"), "yes"),
         (("create", "pods", "-n", "default"), "no"),
@@ -134,6 +156,9 @@ def test_the_operators_pod_is_restricted_and_may_be_created(installed):
         (("update", "leases.coordination.k8s.io/other", "-n", "tableforge-system"), "no"),
         (("create", "leases.coordination.k8s.io", "-n", "default"), "no"),
         (("create", "clusterrolebindings.rbac.authorization.k8s.io"), "no"),
+        (("get", "ingressclasses.networking.k8s.io"), "yes"),
+        (("list", "ingressclasses.networking.k8s.io"), "no"),
+        (("delete", "networkpolicies.networking.k8s.io", "-n", "default"), "yes"),
     ],
 )
 def test_what_the_operator_may_do(installed, question, answer):

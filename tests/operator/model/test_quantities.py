@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tableforge_operator.api.quantities import Duration, mebibytes
+from tableforge_operator.api.quantities import Duration, mebibytes, quantity_bytes, size_bytes
 
 
 @pytest.mark.parametrize(
@@ -51,3 +51,33 @@ def test_memory_is_read_as_redis_reads_it():
     for text in ("256", "0mb", "1.5gb", "256Mi", "256mb "):
         with pytest.raises(ValueError, match="no amount"):
             mebibytes(text)
+
+
+def test_memory_is_read_as_kubernetes_reads_it():
+    assert size_bytes("400Mi") == 400 * 1024 * 1024
+    assert size_bytes("2Gi") == 2 * 1024 * 1024 * 1024
+    for text in ("400", "0Mi", "1.5Gi", "400M", "400Mi "):
+        with pytest.raises(ValueError, match="no amount"):
+            size_bytes(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [
+        ("1Gi", 2**30),
+        ("1.5Ki", 1536),
+        ("1073741824", 2**30),
+        ("10G", 10**10),
+        ("1e3", 1000),
+        ("1E", 10**18),
+        ("1500m", 2),
+    ],
+)
+def test_sizes_that_kubernetes_writes(text, size):
+    assert quantity_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "Gi", "1 Gi", "1Xi", "-1Gi", "1e", "1GiB"])
+def test_what_is_no_quantity(text):
+    with pytest.raises(ValueError, match="is no quantity"):
+        quantity_bytes(text)

@@ -24,8 +24,12 @@ def test_the_client_service_points_to_the_active_track_and_hides_the_internal_po
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata("tables", expected.DATAPLANE),
-        "spec": {"type": "ClusterIP", "selector": expected.TRACK, "ports": [ws(3001)]},
+        "spec": {"type": "ClusterIP", "selector": expected.ACCEPTING, "ports": [ws(3001)]},
     }
+
+
+def test_it_leaves_out_nobody_while_there_are_pods_that_do_not_say(cluster):
+    assert client_service(cluster(), accepting=False)["spec"]["selector"] == expected.TRACK
 
 
 def test_the_client_service_is_what_the_user_asks_for(cluster):
@@ -37,8 +41,16 @@ def test_the_client_service_is_what_the_user_asks_for(cluster):
             }
         )
     )
-    assert built["spec"] == {"type": "LoadBalancer", "selector": expected.TRACK, "ports": [ws(4000)]}
+    assert built["spec"] == {"type": "LoadBalancer", "selector": expected.ACCEPTING, "ports": [ws(4000)]}
     assert built["metadata"]["annotations"] == {"a.example/y": "2", "b.example/x": "1"}
+
+
+def test_with_tls_the_services_say_so(cluster):
+    secured = cluster({"websocket": {"tls": {"secretName": "certificate"}}})
+    port = {**ws(3001), "name": "wss", "appProtocol": "kubernetes.io/wss"}
+    assert client_service(secured)["spec"]["ports"] == [port]
+    assert instances_service(secured)["spec"]["ports"][0] == port
+    assert secured.url == "wss://tables.games.svc:3001/ws"
 
 
 def test_the_headless_service_names_every_instance_ready_or_not(cluster):

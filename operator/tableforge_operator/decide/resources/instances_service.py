@@ -3,7 +3,8 @@
 from typing import Any
 
 from tableforge_operator.api import WebSocketCluster
-from tableforge_operator.api.spec import INTERNAL_PORT
+from tableforge_operator.api.spec.common import INTERNAL_PORT
+from tableforge_operator.decide.resources.client_service import client_port
 from tableforge_operator.decide.resources.kinds import SERVICE
 from tableforge_operator.decide.resources.metadata import child, component_labels, instances_name
 
@@ -17,13 +18,7 @@ def instances_service(cluster: WebSocketCluster) -> dict[str, Any]:
             "publishNotReadyAddresses": True,
             "selector": component_labels(cluster, "dataplane"),
             "ports": [
-                {
-                    "name": "ws",
-                    "port": cluster.spec.websocket.port,
-                    "targetPort": "ws",
-                    "protocol": "TCP",
-                    "appProtocol": "kubernetes.io/ws",
-                },
+                client_port(cluster, cluster.spec.websocket.port),
                 {"name": "internal", "port": INTERNAL_PORT, "targetPort": "internal", "protocol": "TCP"},
             ],
         },

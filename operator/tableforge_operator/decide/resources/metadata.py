@@ -1,6 +1,7 @@
 """Names, labels and owner references of a cluster's children. The CR's own labels are never copied."""
 
 import hashlib
+from collections.abc import Mapping
 from typing import Any, Final, Literal
 
 import msgspec
@@ -12,7 +13,7 @@ Track = Literal["a", "b"]
 Component = Literal["dataplane", "redis"]
 
 TRACK: Final[Track] = "a"
-"""The only track until rollouts can be blue-green. It is in every selector, since those are immutable."""
+"""The one that a cluster begins with. The track is in every selector, since those are immutable."""
 
 
 def fleet_name(cluster: WebSocketCluster, track: Track = TRACK) -> str:
@@ -25,9 +26,14 @@ def instances_name(cluster: WebSocketCluster) -> str:
     return f"{cluster.name}-instances"
 
 
-def config_name(cluster: WebSocketCluster) -> str:
-    """The name of the ConfigMap with the instances' environment."""
-    return f"{cluster.name}-config"
+def config_name(cluster: WebSocketCluster, config_hash: str) -> str:
+    """The name of the ConfigMap with the instances' environment, by the hash of what is in it."""
+    return f"{cluster.name}-config-{config_hash[:8]}"
+
+
+def live_config_name(cluster: WebSocketCluster) -> str:
+    """The name of the ConfigMap with the settings that reach running instances."""
+    return f"{cluster.name}-live"
 
 
 def redis_name(cluster: WebSocketCluster) -> str:
@@ -77,6 +83,30 @@ def child(
                 "uid": cluster.uid,
                 "controller": True,
                 # `true` would ask for a permission on the CR's finalizers that nothing else needs
+                "blockOwnerDeletion": False,
+            }
+        ],
+        **more,
+    }
+    return {"apiVersion": kind.api_version, "kind": kind.kind, "metadata": metadata}
+
+
+def child_of_pod(
+    cluster: WebSocketCluster, kind: Kind, pod: Mapping[str, Any], **more: Any
+) -> dict[str, Any]:
+    """The head of what leads to one instance: it has the pod's name, and goes with the pod."""
+    name = pod["metadata"]["name"]
+    metadata: dict[str, Any] = {
+        "name": name,
+        "namespace": cluster.namespace,
+        "labels": {**labels(cluster, "dataplane"), names.INSTANCE_LABEL: name},
+        "ownerReferences": [
+            {
+                "apiVersion": "v1",
+                "kind": "Pod",
+                "name": name,
+                "uid": pod["metadata"]["uid"],
+                "controller": True,
                 "blockOwnerDeletion": False,
             }
         ],

@@ -4,7 +4,7 @@ from typing import Any, Final
 
 from tableforge_dataplane.contract import endpoints
 from tableforge_operator.api import WebSocketCluster
-from tableforge_operator.api.spec import ManagedRedis
+from tableforge_operator.api.spec.redis_managed import ManagedRedis
 from tableforge_operator.decide.resources.config_map import REDIS_PORT
 from tableforge_operator.decide.resources.kinds import CONFIG_MAP
 from tableforge_operator.decide.resources.metadata import child, redis_name

@@ -1,35 +1,50 @@
 """The StatefulSet of the managed Redis: one pod, one claim."""
 
+from collections.abc import Mapping
 from typing import Any, Final
 
 from tableforge_operator.api import WebSocketCluster, names
 from tableforge_operator.api.quantities import mebibytes
-from tableforge_operator.api.spec import DEFAULT_REDIS_IMAGE, ManagedRedis
-from tableforge_operator.decide.resources import pod_security
+from tableforge_operator.api.spec.common import DEFAULT_REDIS_IMAGE
+from tableforge_operator.api.spec.redis_managed import ManagedRedis
+from tableforge_operator.decide.resources import pod_overrides, pod_security
 from tableforge_operator.decide.resources.config_map import REDIS_PORT
 from tableforge_operator.decide.resources.kinds import STATEFUL_SET
 from tableforge_operator.decide.resources.metadata import child, component_labels, labels, redis_name
+from tableforge_operator.decide.resources.passwords import (
+    AUTH_VOLUME,
+    FIRST,
+    Passwords,
+    hashes_text,
+    taken_secret_name,
+)
 from tableforge_operator.decide.resources.redis_config_map import AUTH_DIR, CONFIG_FILE, DATA_DIR
-from tableforge_operator.decide.resources.secrets import REDIS_CONF_KEY, redis_secret_name
+from tableforge_operator.decide.resources.secrets import REDIS_CONF_KEY
 
 CONFIG_DIR: Final = "/etc/redis"
 REDIS_UID: Final = 999
 """The user that the official images of Valkey and Redis drop to when they are started as root."""
 
 
-def redis_stateful_set(cluster: WebSocketCluster, redis: ManagedRedis, *, config_hash: str) -> dict[str, Any]:
-    """`config_hash` changes with Redis's ConfigMap."""
+def redis_stateful_set(
+    cluster: WebSocketCluster,
+    redis: ManagedRedis,
+    *,
+    config_hash: str,
+    passwords: Passwords = FIRST,
+    live: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`config_hash` changes with Redis's ConfigMap. `live`: the StatefulSet as it is, where there is one."""
     name = redis_name(cluster)
-    claim: dict[str, Any] = {
-        "accessModes": ["ReadWriteOnce"],
-        "resources": {"requests": {"storage": redis.storage.size}},
-    }
-    if redis.storage.storage_class_name is not None:
-        claim["storageClassName"] = redis.storage.storage_class_name
+    more: dict[str, Any] = {}
+    if passwords.hashes:
+        # On the StatefulSet and not on its pods, which it must not restart.
+        more["annotations"] = {names.PASSWORD_HASHES_ANNOTATION: hashes_text(passwords.hashes)}
     return {
-        **child(cluster, STATEFUL_SET, name, "redis"),
+        **child(cluster, STATEFUL_SET, name, "redis", **more),
         "spec": {
             "replicas": 1,
+            "podManagementPolicy": _policy(live),
             "serviceName": name,
             "revisionHistoryLimit": 3,
             "persistentVolumeClaimRetentionPolicy": {
@@ -42,27 +57,62 @@ def redis_stateful_set(cluster: WebSocketCluster, redis: ManagedRedis, *, config
                     "labels": labels(cluster, "redis"),
                     "annotations": {names.CONFIG_HASH_ANNOTATION: config_hash},
                 },
-                "spec": _pod(cluster, redis),
+                "spec": _pod(cluster, redis, passwords),
             },
+            # It cannot change any more once it is there: it is the claim itself that grows.
             "volumeClaimTemplates": [
-                {
-                    "apiVersion": "v1",
-                    "kind": "PersistentVolumeClaim",
-                    "metadata": {"name": "data", "labels": component_labels(cluster, "redis")},
-                    "spec": claim,
-                }
+                _claim_template(cluster, redis) if live is None else _claim_template_of(live)
             ],
         },
     }
 
 
-def _pod(cluster: WebSocketCluster, redis: ManagedRedis) -> dict[str, Any]:
+def _policy(live: Mapping[str, Any] | None) -> str:
+    """With `OrderedReady`, the default, a pod that never gets ready is not replaced when its image is set
+    right (kubernetes/kubernetes#67250). What is there already cannot change.
+    """
+    return "Parallel" if live is None else str(live["spec"].get("podManagementPolicy", "OrderedReady"))
+
+
+def _claim_template(cluster: WebSocketCluster, redis: ManagedRedis) -> dict[str, Any]:
+    spec: dict[str, Any] = {
+        "accessModes": ["ReadWriteOnce"],
+        "resources": {"requests": {"storage": redis.storage.size}},
+    }
+    if redis.storage.storage_class_name is not None:
+        spec["storageClassName"] = redis.storage.storage_class_name
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        # All labels: by them the operator finds the claim, which belongs to the StatefulSet.
+        "metadata": {"name": "data", "labels": labels(cluster, "redis")},
+        "spec": spec,
+    }
+
+
+def _claim_template_of(live: Mapping[str, Any]) -> dict[str, Any]:
+    """The template that is there, less what the API server added."""
+    (template,) = live["spec"]["volumeClaimTemplates"]
+    return {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {part: template["metadata"][part] for part in ("name", "labels")},
+        "spec": {
+            part: template["spec"][part]
+            for part in ("accessModes", "resources", "storageClassName")
+            if part in template["spec"]
+        },
+    }
+
+
+def _pod(cluster: WebSocketCluster, redis: ManagedRedis, passwords: Passwords) -> dict[str, Any]:
     memory = mebibytes(redis.max_memory)
     return {
         "serviceAccountName": cluster.name,
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
         "terminationGracePeriodSeconds": 30,
+        **pod_overrides.pull_secrets(cluster.spec.pod),
         "securityContext": {
             **pod_security.POD,
             "runAsUser": REDIS_UID,
@@ -101,7 +151,7 @@ def _pod(cluster: WebSocketCluster, redis: ManagedRedis) -> dict[str, Any]:
                 "volumeMounts": [
                     {"name": "data", "mountPath": DATA_DIR},
                     {"name": "config", "mountPath": CONFIG_DIR, "readOnly": True},
-                    {"name": "auth", "mountPath": AUTH_DIR, "readOnly": True},
+                    {"name": AUTH_VOLUME, "mountPath": AUTH_DIR, "readOnly": True},
                 ],
             }
         ],
@@ -109,9 +159,9 @@ def _pod(cluster: WebSocketCluster, redis: ManagedRedis) -> dict[str, Any]:
             {"name": "config", "configMap": {"name": redis_name(cluster)}},
             # Required: a Redis that started without it would let everybody in.
             {
-                "name": "auth",
+                "name": AUTH_VOLUME,
                 "secret": {
-                    "secretName": redis_secret_name(cluster),
+                    "secretName": taken_secret_name(cluster, passwords),
                     "items": [{"key": REDIS_CONF_KEY, "path": REDIS_CONF_KEY}],
                     "defaultMode": pod_security.SECRET_MODE,
                 },

@@ -1,0 +1,362 @@
+"""What only the cluster can know ends in a condition and an Event that name the field and the fix.
+
+Every trouble is a real one of a real API server and its controllers, but for what kubelets and schedulers
+say. After the user has given up and deleted the cluster, nothing is left. All at once, in a namespace each:
+one operator for all, and one wait for the garbage collector.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from devcluster.cluster import Devcluster
+from tableforge_operator.kube import CLUSTERS, PODS, SECRETS, Kube, Object
+from tests.operator.engine.clusters import children, condition, events, external, find, manifest
+from tests.operator.engine.operators import Operators, kubectl, until
+from tests.operator.engine.pods import pods_of, set_pod
+
+pytestmark = pytest.mark.cluster
+
+Case = Callable[["Place"], Awaitable[None]]
+CASES: list[Case] = []
+
+
+class Place:
+    """A namespace with a trouble in it."""
+
+    def __init__(self, kube: Kube, config: Path, namespace: str, address: str) -> None:
+        self.kube = kube
+        self.config = config
+        self.namespace = namespace
+        self.address = address
+
+    async def put(self, *objects: Object) -> None:
+        """Have these, in the namespace where they have one."""
+        text = yaml.safe_dump_all(objects)
+        await asyncio.to_thread(kubectl, self.config, "apply", "-n", self.namespace, "-f", "-", stdin=text)
+
+    async def quota(self, **hard: str) -> None:
+        """A quota that is counted: until its controller has, everything is refused without a word of why."""
+        named = {name.replace("__", "."): value for name, value in hard.items()}
+        await self.put(
+            {
+                "apiVersion": "v1",
+                "kind": "ResourceQuota",
+                "metadata": {"name": "small"},
+                "spec": {"hard": named},
+            }
+        )
+
+        async def counted() -> bool:
+            words = ("get", "-n", self.namespace, "resourcequota/small", "-o", "json")
+            live = json.loads(await asyncio.to_thread(kubectl, self.config, *words))
+            return set(live.get("status", {}).get("used", {})) == set(named)
+
+        await until(counted, what="the quota is counted", seconds=60)
+
+    async def ask(self, cluster: Object) -> None:
+        await self.kube.apply(cluster, field_manager="user", force=True)
+
+    async def says(self, *said: str, reason: str, stalled: bool = False, event: bool = True) -> None:
+        """Wait until the cluster is not Ready for this reason, in these words, and an Event has told."""
+
+        async def look() -> bool:
+            ready = await condition(self.kube, self.namespace, "Ready")
+            under = await condition(self.kube, self.namespace, "Stalled" if stalled else "Reconciling")
+            return (
+                ready.get("status") == "False"
+                and ready["reason"] == under.get("reason") == reason
+                and all(words in ready["message"] and words in under["message"] for words in said)
+            )
+
+        async def told() -> bool:
+            return any(
+                why == reason and all(words in message for words in said)
+                for why, message in await events(self.kube, self.namespace)
+            )
+
+        try:
+            await until(look, what=f"{reason}: {said}", seconds=60)
+        except AssertionError as error:
+            raise AssertionError(f"{error}; but {await self.ready()}") from error
+        if event:
+            await until(told, what=f"an Event {reason}: {said}", seconds=60)
+
+    async def ready(self) -> dict[str, Any]:
+        return await condition(self.kube, self.namespace, "Ready")
+
+    async def gone(self) -> None:
+        """Delete the cluster and wait until nothing of it is left."""
+        cluster = await self.kube.get(CLUSTERS, self.namespace, "tables")
+        await self.kube.delete(CLUSTERS, self.namespace, "tables", uid=cluster["metadata"]["uid"])
+
+        async def nothing_left() -> bool:
+            pods, _ = await self.kube.list(PODS, self.namespace)
+            secrets, _ = await self.kube.list(SECRETS, self.namespace)
+            return not (pods or secrets or await children(self.kube, self.namespace))
+
+        # The garbage collector learns of a new CRD within 30 seconds.
+        await until(nothing_left, what=f"nothing is left in {self.namespace}", seconds=90)
+
+
+def case(function: Case) -> Case:
+    CASES.append(function)
+    return function
+
+
+@case
+async def pods_beyond_a_quota(place: Place) -> None:
+    await place.quota(requests__memory="100Mi")
+    await place.ask(manifest(place.namespace))
+    await place.says(
+        "pods are forbidden: exceeded quota: small",
+        "Lower spec.pod.resources or spec.replicas, or have ResourceQuota small raised.",
+        reason="QuotaExceeded",
+    )
+
+
+@case
+async def a_redis_beyond_a_quota(place: Place) -> None:
+    await place.quota(requests__memory="100Mi")
+    small = {"resources": {"requests": {"memory": "16Mi"}}}
+    await place.ask(manifest(place.namespace, pod=small))
+    await place.says(
+        "its pod is not made yet; should it not come, `kubectl describe statefulset tables-redis` says why",
+        "spec.redis.managed.maxMemory",
+        reason="RedisStarting",
+        event=False,
+    )
+
+
+@case
+async def a_quota_that_asks_for_more_than_is_said(place: Place) -> None:
+    await place.quota(limits__cpu="4")
+    await place.ask(external(place.namespace, pod={"resources": {"limits": {"memory": "1Gi"}}}))
+    await place.says(
+        "ResourceQuota small asks for limits.cpu: set it in spec.pod.resources.", reason="QuotaExceeded"
+    )
+
+
+@case
+async def objects_beyond_a_quota(place: Place) -> None:
+    await place.quota(services__loadbalancers="0")
+    await place.ask(external(place.namespace, service={"type": "LoadBalancer"}))
+    await place.says(
+        "Service tables",
+        "Choose another spec.service.type, or have ResourceQuota small raised.",
+        reason="QuotaExceeded",
+    )
+
+
+@case
+async def a_limit_range(place: Place) -> None:
+    limits = {"limits": [{"type": "Container", "max": {"memory": "128Mi"}}]}
+    await place.put({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": limits})
+    await place.ask(external(place.namespace))
+    await place.says(
+        "maximum memory usage per Container is 128Mi",
+        "Keep spec.pod.resources within the namespace's LimitRange",
+        reason="LimitRangeViolated",
+    )
+
+
+@case
+async def a_priority_class_that_does_not_exist(place: Place) -> None:
+    await place.ask(external(place.namespace, pod={"priorityClassName": "no-such-class"}))
+    await place.says(
+        "Create PriorityClass no-such-class, or correct spec.pod.priorityClassName.",
+        reason="PriorityClassMissing",
+    )
+    await place.ask(external(place.namespace))
+
+    async def goes_on() -> bool:
+        return bool(await pods_of(place.kube, place.namespace, "dataplane"))
+
+    await until(goes_on, what="corrected, it goes on", seconds=60)
+
+
+@case
+async def a_node_port_that_is_taken(place: Place) -> None:
+    taken = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 31999}]}
+    await place.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "first"}, "spec": taken})
+    await place.ask(external(place.namespace, service={"type": "NodePort", "nodePort": 31999}))
+    await place.says(
+        "provided port is already allocated",
+        "Choose another spec.service.nodePort, or leave it out.",
+        reason="Rejected",
+        stalled=True,
+    )
+
+
+@case
+async def a_node_port_that_is_none(place: Place) -> None:
+    await place.ask(external(place.namespace, service={"type": "NodePort", "nodePort": 80}))
+    await place.says(
+        "range of valid ports is 30000-32767",
+        "Choose another spec.service.nodePort, or leave it out.",
+        reason="Rejected",
+        stalled=True,
+    )
+
+
+@case
+async def a_policy_that_is_against_it(place: Place) -> None:
+    rules = {"apiGroups": [""], "apiVersions": ["v1"], "resources": ["services"]}
+    policy = {
+        "matchConstraints": {"resourceRules": [{**rules, "operations": ["CREATE", "UPDATE"]}]},
+        "validations": [
+            {"expression": "object.spec.type != 'LoadBalancer'", "message": "balancers cost money"}
+        ],
+    }
+    binding = {
+        "policyName": place.namespace,
+        "validationActions": ["Deny"],
+        "matchResources": {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": place.namespace}}
+        },
+    }
+    head = {"apiVersion": "admissionregistration.k8s.io/v1", "metadata": {"name": place.namespace}}
+    await place.put(
+        {**head, "kind": "ValidatingAdmissionPolicy", "spec": policy},
+        {**head, "kind": "ValidatingAdmissionPolicyBinding", "spec": binding},
+    )
+    tried = {"type": "LoadBalancer", "ports": [{"port": 80}]}
+    balancer = {"apiVersion": "v1", "kind": "Service", "metadata": {"name": "tried"}, "spec": tried}
+
+    async def in_force() -> bool:
+        words = ("create", "-n", place.namespace, "--dry-run=server", "-f", "-")
+        try:
+            await asyncio.to_thread(kubectl, place.config, *words, stdin=yaml.safe_dump(balancer))
+        except AssertionError as error:
+            return "balancers cost money" in str(error)
+        return False
+
+    await until(in_force, what="the policy is in force", seconds=60)
+    await place.ask(external(place.namespace, service={"type": "LoadBalancer"}))
+    await place.says(
+        "balancers cost money", "change spec.service, or have it changed.", reason="PolicyDenied"
+    )
+
+
+@case
+async def an_ingress_class_that_does_not_exist(place: Place) -> None:
+    name = f"class-of-{place.namespace}"
+    await place.ask(external(place.namespace, ingress={"host": "tables.example.com", "className": name}))
+    await place.says(
+        f"IngressClass {name} does not exist", "in spec.ingress.className", reason="IngressClassMissing"
+    )
+    found = await find(place.kube, "networking.k8s.io/v1", "Ingress", place.namespace, "tables")
+    assert found is not None, "it is made all the same: its class may still come"
+    await place.put(
+        {
+            "apiVersion": "networking.k8s.io/v1",
+            "kind": "IngressClass",
+            "metadata": {"name": name},
+            "spec": {"controller": "example.com/none"},
+        }
+    )
+
+    async def noticed() -> bool:
+        return (await place.ready()).get("reason") == "RollingOut"
+
+    await until(noticed, what="the class is there, and nothing more is said of it", seconds=60)
+
+
+@case
+async def no_default_ingress_class(place: Place) -> None:
+    await place.ask(external(place.namespace, ingress={"host": "tables.example.com"}))
+    await place.says(
+        "There was no default IngressClass when the Ingress was made",
+        "in spec.ingress.className",
+        reason="IngressClassMissing",
+    )
+
+
+@case
+async def what_a_kubelet_and_a_scheduler_say(place: Place) -> None:
+    """The words are theirs; none runs here."""
+    await place.ask(external(place.namespace, image="registry.example/none:1"))
+
+    async def there() -> Object | None:
+        return next(iter(await pods_of(place.kube, place.namespace, "dataplane")), None)
+
+    pod = await until(there, what="a pod", seconds=60)
+
+    async def waiting(reason: str, message: str) -> None:
+        status = {
+            "name": "dataplane",
+            "ready": False,
+            "restartCount": 0,
+            "image": "registry.example/none:1",
+            "imageID": "",
+            "state": {"waiting": {"reason": reason, "message": message}},
+        }
+        await set_pod(place.kube, pod, address=place.address, ready=False, containerStatuses=[status])
+
+    await waiting("ImagePullBackOff", 'Back-off pulling image "registry.example/none:1": not found')
+    await place.says(
+        "cannot pull image registry.example/none:1",
+        "Correct spec.image, or name the Secret with the registry's login in spec.pod.imagePullSecrets.",
+        reason="ImagePullFailed",
+    )
+    await waiting("CreateContainerConfigError", 'secret "licence" not found')
+    fix = "Create secret licence, or correct spec.pod.extraEnv."
+    await place.says(fix, reason="EnvironmentMissing")
+    await waiting("CreateContainerConfigError", f"couldn't find key k in ConfigMap {place.namespace}/place")
+    fix = "Add key k to ConfigMap place, or correct spec.pod.extraEnv."
+    await place.says(fix, reason="EnvironmentMissing", event=False)
+    for words, fix in (
+        ("0/3 nodes are available: 3 Insufficient memory.", "lower spec.pod.resources.requests, or add"),
+        ("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.", "pod.nodeSelector"),
+        ("0/3 nodes are available: 3 node(s) had untolerated taint {spot: }.", "spec.pod.tolerations"),
+    ):
+        unscheduled = {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": words,
+            "lastTransitionTime": "2026-01-01T00:00:00Z",
+        }
+        await set_pod(place.kube, pod, address=place.address, ready=False, conditions=[unscheduled])
+        await place.says(words.rstrip("."), fix, reason="Unschedulable", event="memory" in words)
+
+
+@pytest.fixture
+async def places(
+    kube: Kube, installed: Devcluster, namespace: str, address: str
+) -> AsyncIterator[list[Place]]:
+    """A namespace for each case; what they make of kinds without a namespace is named after it."""
+    config = installed.kubeconfig
+    found = [
+        Place(kube, config, f"{namespace}-{function.__name__.replace('_', '-')}"[:63], address)
+        for function in CASES
+    ]
+    names = [place.namespace for place in found]
+    spaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names]
+    kubectl(config, "create", "-f", "-", stdin=yaml.safe_dump_all(spaces))
+    yield found
+    kubectl(config, "delete", "namespace", *names, "--wait=false")
+    for kind in ("validatingadmissionpolicy", "validatingadmissionpolicybinding"):
+        kubectl(config, "delete", kind, "--ignore-not-found", *names)
+    kubectl(config, "delete", "ingressclass", "--ignore-not-found", *(f"class-of-{name}" for name in names))
+
+
+async def test_each_is_told_with_its_field_and_its_fix_and_leaves_nothing(
+    places: list[Place], operators: Operators
+) -> None:
+    await operators(everywhere=True)
+    ended = await asyncio.gather(
+        *(function(place) for function, place in zip(CASES, places, strict=True)), return_exceptions=True
+    )
+    failed = {
+        function.__name__: error
+        for function, error in zip(CASES, ended, strict=True)
+        if isinstance(error, BaseException)
+    }
+    assert failed == {}
+    await asyncio.gather(*(place.gone() for place in places))

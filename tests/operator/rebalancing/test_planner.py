@@ -1,0 +1,370 @@
+"""What to move: what holds for any fleet, and what it comes to for some."""
+
+import dataclasses
+import itertools
+import random
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tableforge_dataplane.contract.fleet import Fleet, InstanceRecord, RedisState, RoomLoad, Totals
+from tableforge_operator.decide.rebalancing.load import (
+    Instance,
+    Load,
+    Measure,
+    Rooms,
+    at_home,
+    load_of,
+    spread_of,
+)
+from tableforge_operator.decide.rebalancing.planner import Limits, Mode, Plan, plan
+from tableforge_operator.decide.rebalancing.plans import BusyRoom
+from tests.operator.rebalancing.fleets import CAPACITY, GENEROUS, after, fleet, limits, loads, spread_after
+
+modes = st.sampled_from(["Service", "Gateway"])
+measures = st.sampled_from(["capacity", "weight"])
+cooling = st.frozensets(st.builds("room-{}-{}".format, st.integers(0, 40), st.integers(0, 11)), max_size=60)
+
+
+def rooms_moved(load: Load, bounds: Limits = GENEROUS, **more: object) -> Plan:
+    """The plan where rooms have homes."""
+    return plan(load, bounds, mode="Gateway", measure="capacity", **more)  # type: ignore[arg-type]
+
+
+def shed(load: Load, bounds: Limits = GENEROUS) -> Plan:
+    """The plan behind one Service."""
+    return plan(load, bounds, mode="Service", measure="capacity")
+
+
+@settings(max_examples=400, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(load=loads(), bounds=limits, mode=modes, measure=measures, cooling=cooling, seed=st.integers(0, 999))
+def test_a_plan_keeps_to_its_limits_and_helps(
+    load: Load, bounds: Limits, mode: Mode, measure: Measure, cooling: frozenset[str], seed: int
+) -> None:
+    found = plan(load, bounds, mode=mode, measure=measure, cooling=cooling)
+    by_name = {one.name: one for one in load.instances}
+    # Limits.
+    assert len(found.moves) + len(found.sheds) <= bounds.most_moves
+    assert found.clients <= bounds.most_clients
+    moved = [move.room for move in found.moves]
+    assert len(moved) == len(set(moved))
+    assert not cooling.intersection(moved)
+    for move in found.moves:
+        assert by_name[move.source].takes_part
+        assert by_name[move.target].takes_part
+        assert by_name[move.target].reachable
+        assert move.source != move.target
+        assert move.members > 0
+        assert move.room in load.rooms[move.source].names
+    for asked in found.sheds:
+        assert 0 < asked.connections <= by_name[asked.instance].connections
+        assert asked.instance in found.closed
+    if found.sheds:
+        still_open = {one.name for one in load.instances if one.takes_part} - set(found.closed)
+        assert still_open
+    connections = after(load, found)
+    for name in {move.target for move in found.moves}:
+        assert connections[name] <= max(by_name[name].capacity, by_name[name].connections)
+    for one in load.instances:
+        if one.takes_part and one.name not in found.closed and found.sheds:
+            assert connections[one.name] <= max(one.capacity, one.connections) + 1e-6
+    # Never worse, and what it says it comes to is what it comes to.
+    assert found.before == pytest.approx(spread_of(load, measure))
+    assert found.after <= found.before + 1e-9
+    assert found.after == pytest.approx(spread_after(load, found, measure))
+    # No move without benefit: each leaves both instances strictly between where they were.
+    running = {one.name: float(one.connections) for one in load.instances}
+    for move in found.moves:
+        strengths = [by_name[name].strength(measure) for name in (move.source, move.target)]
+        high, low = running[move.source] / strengths[0], running[move.target] / strengths[1]
+        running[move.source] -= move.members
+        running[move.target] += move.members
+        assert low < running[move.source] / strengths[0] < high
+        assert low < running[move.target] / strengths[1] < high
+    # The same, in whatever order it comes.
+    mixed = random.Random(seed)
+    order = mixed.sample(list(load.instances), len(load.instances))
+    rooms = {}
+    for name in mixed.sample(sorted(load.rooms), len(load.rooms)):
+        pairs = list(zip(load.rooms[name].names, load.rooms[name].members, strict=True))
+        mixed.shuffle(pairs)
+        rooms[name] = Rooms([room for room, _ in pairs], [members for _, members in pairs])
+    again = plan(Load(instances=order, rooms=rooms), bounds, mode=mode, measure=measure, cooling=cooling)
+    assert again == found
+
+
+def test_a_room_of_an_instance_that_says_it_has_nobody_stays() -> None:
+    """Its usual load may count, but a move would make nobody move."""
+    load = fleet({"p-0": [3, 2], "p-1": [1]}, changes={"p-0": {"connections": 0}})
+    found = rooms_moved(load, usual={"p-0": 50.0, "p-1": 1.0})
+    assert not found
+    assert found.obstacle == "NothingFits"
+
+
+@settings(max_examples=200, deadline=None)
+@given(load=loads(), mode=modes, measure=measures)
+def test_planning_again_and_again_comes_to_an_end(load: Load, mode: Mode, measure: Measure) -> None:
+    """Even where nothing cools and every plan is cut short."""
+    bounds = Limits(aim=0.05, most_moves=3, most_clients=200)
+    total = sum(one.connections for one in load.instances)
+    for _ in range(50 + 10 * total):
+        found = plan(load, bounds, mode=mode, measure=measure)
+        if not found:
+            break
+        load = carried_out(load, found)
+    else:
+        raise AssertionError("there is always more to move")
+
+
+def carried_out(load: Load, found: Plan) -> Load:
+    """The fleet afterwards, in whole clients."""
+    connections = {one.name: one.connections for one in load.instances}
+    rooms = {name: dict(zip(one.names, one.members, strict=True)) for name, one in load.rooms.items()}
+    for move in found.moves:
+        rooms[move.source].pop(move.room)
+        rooms[move.target][move.room] = rooms[move.target].get(move.room, 0) + move.members
+        connections[move.source] -= move.members
+        connections[move.target] += move.members
+    is_open = [one.name for one in load.instances if one.takes_part and one.name not in found.closed]
+    turn = itertools.cycle(is_open)
+    for one in found.sheds:
+        connections[one.instance] -= one.connections
+        for _ in range(one.connections):
+            connections[next(turn)] += 1
+    return Load(
+        instances=tuple(
+            dataclasses.replace(one, connections=connections[one.name]) for one in load.instances
+        ),
+        rooms={name: Rooms(list(held), list(held.values())) for name, held in rooms.items()},
+    )
+
+
+def fewest(loads_of_rooms: Sequence[Sequence[int]], threshold: float) -> int | None:
+    """The least number of moves that bring the fleet within the threshold, by trying all; None: none do."""
+    rooms = [(members, home) for home, held in enumerate(loads_of_rooms) for members in held]
+    mean = sum(members for members, _ in rooms) / len(loads_of_rooms)
+    best: int | None = None
+    for homes in itertools.product(range(len(loads_of_rooms)), repeat=len(rooms)):
+        moves = sum(home != was for home, (_, was) in zip(homes, rooms, strict=True))
+        if best is not None and moves >= best:
+            continue
+        totals = [0] * len(loads_of_rooms)
+        for home, (members, _) in zip(homes, rooms, strict=True):
+            totals[home] += members
+        if max(totals) - min(totals) <= threshold * mean:
+            best = moves
+    return best
+
+
+def test_moves_are_few() -> None:
+    """Beside the least number that there is, found by trying every way, at the same aim."""
+    chance = random.Random(7)
+    planned = least = reached = possible = 0
+    for _ in range(150):
+        rooms = [[chance.randint(1, 60) for _ in range(chance.randint(0, 4))] for _ in range(3)]
+        if not any(map(sum, rooms)) or sum(map(len, rooms)) > 8:
+            continue
+        best = fewest(rooms, 0.3)
+        if best is None:
+            continue
+        possible += 1
+        found = rooms_moved(
+            fleet({f"p-{index}": held for index, held in enumerate(rooms)}),
+            dataclasses.replace(GENEROUS, aim=0.3),
+        )
+        if found.after <= 0.3:
+            reached += 1
+            planned += len(found.moves)
+            least += best
+    assert possible > 60
+    assert reached >= 0.75 * possible
+    assert planned <= 1.25 * least
+
+
+def test_one_hot_instance_gives_to_the_coldest() -> None:
+    found = rooms_moved(fleet({"a": [300, 200, 100, 50], "b": [150], "c": [100]}))
+    assert found.moves[0].source == "a"
+    assert {move.target for move in found.moves} <= {"b", "c"}
+    assert found.before == pytest.approx(550 / 300)
+    assert found.after <= 0.15
+    assert found.obstacle is None
+
+
+def test_a_new_instance_is_filled() -> None:
+    found = rooms_moved(fleet({**{f"old-{index}": [10] * 50 for index in range(4)}, "new": []}))
+    assert {move.target for move in found.moves} == {"new"}
+    assert found.after <= 0.15
+
+
+def test_a_room_that_is_busier_than_an_instance_stays_and_the_others_go() -> None:
+    found = rooms_moved(fleet({"a": [1500, 40, 30, 20], "b": [200, 100], "c": [250]}))
+    assert {move.room for move in found.moves} == {"a-room-1", "a-room-2", "a-room-3"}
+    assert found.obstacle == "RoomTooBusy"
+    assert found.busy == (BusyRoom("a-room-0", "a", 1500),)
+
+
+def test_nobody_is_sent_to_where_there_is_no_room() -> None:
+    load = fleet({"a": [100] * 10, "b": [100]}, changes={"b": {"capacity": 100, "weight": 9.0}})
+    found = plan(load, GENEROUS, mode="Gateway", measure="weight")
+    assert not found
+    assert found.obstacle == "NoCapacity"
+    assert plan(load, GENEROUS, mode="Service", measure="weight").obstacle == "NoCapacity"
+
+
+def test_a_room_with_more_members_than_may_move_in_a_cycle_stays() -> None:
+    found = rooms_moved(
+        fleet({"a": [500, 500, 500], "b": []}), dataclasses.replace(GENEROUS, most_clients=499)
+    )
+    assert not found
+    assert found.obstacle == "BudgetTooSmall"
+
+
+def test_what_cools_stays() -> None:
+    found = rooms_moved(
+        fleet({"a": [50, 50, 50], "b": []}), cooling={f"a-room-{index}" for index in range(3)}
+    )
+    assert not found
+    assert found.obstacle == "RoomsCooling"
+
+
+def test_nobody_is_sent_to_an_instance_without_an_address() -> None:
+    found = rooms_moved(fleet({"a": [50] * 20, "b": [50], "c": []}, changes={"c": {"reachable": False}}))
+    assert {move.target for move in found.moves} == {"b"}
+    assert found.obstacle == "NotRouted"
+
+
+@pytest.mark.parametrize("change", [{"alive": False}, {"draining": True}, {"accepting": False}])
+def test_who_takes_no_part_is_neither_source_nor_target(change: dict[str, bool]) -> None:
+    load = fleet({"a": [50] * 20, "b": [50] * 2, "out": []}, changes={"out": change})
+    assert all("out" not in (move.source, move.target) for move in rooms_moved(load).moves)
+    assert "out" not in shed(load).closed
+    assert rooms_moved(load).before == pytest.approx(900 / 550)
+
+
+def test_weights_count_where_they_are_asked_for() -> None:
+    load = fleet(
+        {"big": [10] * 40, "small": [10] * 10}, changes={"big": {"weight": 4.0}, "small": {"weight": 1.0}}
+    )
+    assert not plan(load, GENEROUS, mode="Gateway", measure="weight")
+    assert plan(load, GENEROUS, mode="Gateway", measure="capacity")
+
+
+def test_a_weak_instance_does_not_give_away_more_than_evens_it_out() -> None:
+    """Its one room is little to the strong one, and everything to it: moved, the weak one would be idle."""
+    load = fleet(
+        {"strong": [160], "weak": [30]}, changes={"strong": {"weight": 10.0}, "weak": {"weight": 1.0}}
+    )
+    found = plan(load, GENEROUS, mode="Gateway", measure="weight")
+    assert not found
+    assert found.obstacle == "RoomTooBusy"
+
+
+def test_a_room_that_two_instances_name_moves_once() -> None:
+    load = Load(
+        instances=tuple(
+            Instance(name=name, connections=number, capacity=CAPACITY)
+            for name, number in (("a", 400), ("b", 400), ("c", 0), ("d", 0))
+        ),
+        rooms={"a": Rooms(["lobby", "a-1"], [150, 250]), "b": Rooms(["lobby", "b-1"], [150, 250])},
+    )
+    found = rooms_moved(load)
+    assert [move.room for move in found.moves].count("lobby") == 1
+
+
+def test_nobody_sheds_below_the_mean_however_few_shed() -> None:
+    load = fleet({**{f"hot-{index}": [600] for index in range(4)}, "cold": [0], "colder": [0]})
+    found = shed(load, dataclasses.replace(GENEROUS, most_moves=1))
+    assert [one.connections for one in found.sheds] == [200]
+
+
+def test_rooms_of_instances_that_give_nothing_are_not_looked_at() -> None:
+    """What a plan costs grows with the rooms of those that give, not with the fleet's."""
+    load = fleet({"hot": [5] * 400, **{f"p-{index}": [1] * 300 for index in range(100)}})
+    found = rooms_moved(load)
+    assert found.moves
+    assert found.rooms_looked_at == 400
+
+
+def test_each_shelf_is_looked_at_once() -> None:
+    load = fleet({f"p-{index}": [1 + index % 7] * (20 + 10 * index) for index in range(40)})
+    found = rooms_moved(load)
+    assert found.moves
+    assert found.rooms_looked_at <= sum(len(rooms.names) for rooms in load.rooms.values())
+
+
+def test_all_but_the_coldest_are_closed_while_clients_are_sent_away() -> None:
+    load = fleet({"a": [900], "b": [500], "c": [400], "d": [200]})
+    found = shed(load)
+    assert found.closed == ("a", "b", "c")
+    assert [one.instance for one in found.sheds] == ["a"]
+    assert sum(one.connections for one in found.sheds) <= 300
+
+
+def test_sheds_level_the_hottest_first_and_nobody_below_the_mean() -> None:
+    load = fleet({"a": [1000], "b": [900], "c": [500], "d": [100], "e": [100]})
+    found = shed(load)
+    connections = after(load, found)
+    mean = sum(one.connections for one in load.instances) / 5
+    assert found.after < found.before
+    assert all(connections[one.instance] >= mean - 1e-6 for one in found.sheds)
+    assert connections["a"] == pytest.approx(connections["b"], abs=1)
+
+
+def test_sheds_keep_to_the_budget() -> None:
+    found = shed(fleet({"a": [1900], "b": [0]}), dataclasses.replace(GENEROUS, most_clients=60))
+    assert found.clients == 60
+    none = shed(fleet({"a": [1900], "b": [0]}), dataclasses.replace(GENEROUS, most_clients=0))
+    assert (none.clients, none.closed, none.obstacle) == (0, (), "BudgetTooSmall")
+
+
+def test_records_become_columns() -> None:
+    def record(name: str, rooms: dict[str, int], **more: object) -> InstanceRecord:
+        return InstanceRecord(
+            instance=name,
+            boot="1",
+            version="1",
+            started_at=0.0,
+            connections=sum(rooms.values()),
+            rooms=len(rooms),
+            capacity=CAPACITY,
+            heaviest_rooms=[RoomLoad(room, members) for room, members in rooms.items()],
+            **{"updated_at": 5.0, "draining": False, "alive": True, **more},  # type: ignore[arg-type]
+        )
+
+    records = [
+        record("a", {"lobby": 10, "chess": 5}, address="/i/a/ws", weight=2.0, following=3, commands=["x"]),
+        record("b", {"lobby": 3, "go": 5}, cordoned=True),
+        record("c", {"go": 5}, cordoned=True),
+    ]
+    load = load_of(
+        Fleet(
+            instance="a",
+            redis=RedisState(connected=True, reason="Connected", message=""),
+            as_of=9.0,
+            totals=Totals(instances=3, connections=0, rooms=0),
+            instances=records[::-1],
+        ),
+        cordoned={"c"},
+    )
+    by_name = {one.name: one for one in load.instances}
+    assert by_name["a"] == Instance(
+        name="a",
+        connections=15,
+        capacity=CAPACITY,
+        weight=2.0,
+        following=3,
+        updated_at=5.0,
+        done=("x",),
+    )
+    assert (by_name["b"].accepting, by_name["b"].closed, by_name["b"].reachable) == (True, True, False)
+    assert (by_name["c"].accepting, by_name["c"].closed) == (False, False)
+    assert load.rooms["b"] == Rooms(["lobby", "go"], [3, 5])
+    # A room's home is where most of its members are; of two with as many, at the first.
+    assert {name: list(rooms.names) for name, rooms in at_home(load).rooms.items()} == {
+        "a": ["lobby", "chess"],
+        "b": ["go"],
+        "c": [],
+    }
+    assert load.as_of == 9.0
