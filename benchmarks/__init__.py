@@ -1,1 +1,1 @@
-"""What things cost. Each file runs by itself: `python -m benchmarks.rooms`."""
+"""What things cost: `python -m benchmarks` beside other servers, the other files each by itself."""

@@ -1,20 +1,24 @@
 """What each step of a message's way costs by itself, in µs of one core: `python -m benchmarks.steps`.
 
 No sockets and no Redis: the steps are called as the loop calls them, with replies made up. Figures in the
-code's comments come from here; `benchmarks/rooms.py` has what it all costs together.
+code's comments come from here; `python -m benchmarks` has what it all costs together.
 """
 
 import asyncio
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import uvloop
 
 from tableforge_dataplane.broker.addresses import RoomAddress
-from tableforge_dataplane.broker.publisher import Publication, Publisher, RefusalCode, new_tag
+from tableforge_dataplane.broker.publications import Publication, RefusalCode, new_tag
+from tableforge_dataplane.broker.publisher import Publisher
+from tableforge_dataplane.broker.state import ServerFacts
+from tableforge_dataplane.contract.room_options import LogLimits, parse_room_options
 from tableforge_dataplane.contract.settings import PerformanceSettings, RoomSettings, SecuritySettings
+from tableforge_dataplane.homes.guide import Guide
 from tableforge_dataplane.observability.metrics import Metrics
 from tableforge_dataplane.protocol import payload
 from tableforge_dataplane.protocol.native import Native
@@ -22,6 +26,7 @@ from tableforge_dataplane.rooms.hub import Hub
 from tableforge_dataplane.rooms.outlet import Turn
 from tableforge_dataplane.session.limits import CommandRate
 
+LIMITS = LogLimits.of_rooms(RoomSettings())
 TIMES = 20_000
 REPEATS = 5
 DATA = b'"' + b"x" * 126 + b'"'
@@ -65,6 +70,9 @@ class Nowhere:
     def subscribe(self, _channel: bytes) -> None:
         """As the hub calls it."""
 
+    def unsubscribe(self, channel: bytes) -> None:
+        """As the hub calls it."""
+
     def join(self, *_args: object) -> None:
         """As the hub calls it."""
 
@@ -72,12 +80,12 @@ class Nowhere:
 async def publisher(batch: int) -> Callable[[], None]:
     """A step that publishes a batch, sends it, and takes the replies."""
     one, nowhere, nobody = (
-        Publisher(performance=PerformanceSettings(), rooms=RoomSettings(), queue_size=1000),
+        Publisher(performance=PerformanceSettings(), queue_size=1000),
         Nowhere(),
         Nobody(),
     )
-    await one.on_up(cast("Any", nowhere), cast("Any", None))
-    head = one.head(RoomAddress.of("bench", "room-1"))
+    await one.on_up(cast("Any", nowhere), ServerFacts(product="", version="", compatible=(7, 2)))
+    head = one.head(RoomAddress.of("bench", "room-1", LIMITS))
     reply = [1, b"1234567890123456", 0]
 
     def step() -> None:
@@ -99,8 +107,9 @@ def hub() -> Callable[[], None]:
     one.attach(
         channels=nowhere,
         reader=cast("Any", nowhere),
-        address=lambda room: RoomAddress.of("bench", room),
+        address=lambda room: RoomAddress.of("bench", room, LIMITS),
         publish_head=lambda _address: b"",
+        rules=lambda: parse_room_options("", RoomSettings(), max_payload_bytes=0),
     )
     room = one._open("room-1")
     room.seq, room.tag = 0, b"1"
@@ -114,6 +123,45 @@ def hub() -> Callable[[], None]:
     return step
 
 
+class Everywhere:
+    """Homes of rooms: all at one place."""
+
+    this = "here"
+
+    def home_of(self, _room: str) -> str:
+        """As the guide calls it."""
+        return "here"
+
+    def address_of(self, _instance: str) -> None:
+        """As the guide calls it."""
+
+
+class Guest:
+    """A client in ten rooms."""
+
+    closed = False
+    rooms = tuple(f"room-{number}" for number in range(10))
+
+    def shared_rooms(self) -> Iterable[str]:
+        """As the guide calls it."""
+        return self.rooms
+
+    def tell(self, _event: object) -> None:
+        """As the guide calls it."""
+
+
+def guide() -> Guide:
+    """A guide that finds everybody at home."""
+    return Guide(
+        Everywhere(),
+        budget=cast("Any", None),
+        metrics=Metrics(),
+        members=lambda _room: [],
+        everybody=list,
+        whole_look_every_seconds=3600.0,
+    )
+
+
 async def run() -> None:
     """All steps."""
     loop = asyncio.get_running_loop()
@@ -124,6 +172,9 @@ async def run() -> None:
     show("publisher, a message alone", await publisher(1))
     show("publisher, in batches of 20", await publisher(20), messages=20)
     show("hub, a message, without its recipients", hub())
+    one, guest = guide(), Guest()
+    show("guide, told of a join", lambda: one.look_at(guest))
+    show("guide, a look at a client in 10 rooms", lambda: one.look_at_one(guest))
 
 
 if __name__ == "__main__":
