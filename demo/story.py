@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 from demo import stage
+from demo.guests import GUESTS, TABLES, Guests, guests
 from demo.kubectl import Kubectl
 from demo.screen import DemoError, Screen
 from demo.talk import Person, person
@@ -18,6 +19,12 @@ LINES_DURING_THE_KILL = 200
 EVERYTHING = (
     "websocketclusters,deployments,statefulsets,pods,services,configmaps,secrets,serviceaccounts,pdb,pvc"
 )
+
+
+DATAPLANE = f"tableforge.io/cluster={CLUSTER},app.kubernetes.io/component=dataplane"
+CORDON = "tableforge.io/cordon"
+REBALANCE = "--for=jsonpath={.status.rebalance"
+BALANCED = '{.status.conditions[?(@.type=="Balanced")].message}'
 
 
 async def show() -> None:
@@ -38,6 +45,8 @@ async def show() -> None:
             await scene.talk(people)
             screen.chapter("kill -9 of a pod's server, while messages flow")
             await scene.kill_while_talking(people)
+            screen.chapter("A hot pod cools down, while everybody goes on talking")
+            await scene.cool_down(people)
             screen.chapter("Scaling, as with any workload, with everybody connected")
             await scene.scale(5)
             await scene.scale(2)
@@ -81,11 +90,14 @@ class Scene:
         await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=120s")
         await self.run("get", "wsc,deploy,pods,svc")
 
+    async def _url(self) -> str:
+        service = await self._kubectl.json("get", "service", CLUSTER)
+        return f"ws://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/ws"
+
     @contextlib.asynccontextmanager
     async def people(self) -> AsyncIterator[list[Person]]:
         """Three people in the room, each on another pod."""
-        service = await self._kubectl.json("get", "service", CLUSTER)
-        url = f"ws://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/ws"
+        url = await self._url()
         self._screen.say(f"They all connect to {url}, the address of the Service.")
         async with contextlib.AsyncExitStack() as stack:
             people: list[Person] = []
@@ -142,6 +154,52 @@ class Scene:
             someone.quiet = False
         await self.run("wait", "--for=condition=Ready", f"wsc/{CLUSTER}", "--timeout=60s")
         await self.run("get", "pods")
+
+    async def cool_down(self, people: list[Person]) -> None:
+        """Guests come who are all led to one pod, and are then shared with the others."""
+        found = await self._kubectl(
+            "get", "pods", "-l", DATAPLANE, "-o", "jsonpath={.items[*].metadata.name}"
+        )
+        hot, *others = names = sorted(found.split())
+        pods = [f"pod/{name}" for name in others]
+        self._screen.say("Closed by hand to new clients, so that all that come now come to the third one:")
+        await self.run("annotate", *pods, f"{CORDON}=true")
+        accepting = r"--for=jsonpath={.metadata.labels.tableforge\.io/accepting}"
+        await self.run("wait", f"{accepting}=false", *pods, "--timeout=60s")
+        async with guests(await self._url(), self._screen) as everybody:
+            self._screen.say(f"{GUESTS} guests at {TABLES} tables. They start to talk, and don't stop.")
+            async with everybody.talking():
+                await self.run("annotate", *pods, f"{CORDON}-")
+                await self.run("wait", f"{accepting}=true", *pods, "--timeout=60s")
+                self._connections(names, people, everybody)
+                await self.run("wait", "--for=condition=Balanced=False", f"wsc/{CLUSTER}", "--timeout=60s")
+                await self.run("get", f"wsc/{CLUSTER}", "-o", f"jsonpath={BALANCED}")
+                self._screen.say("The operator would mend it within a minute or two; this asks for it now:")
+                await self.run("annotate", f"wsc/{CLUSTER}", "tableforge.io/rebalance=now")
+                await self.run("wait", f"{REBALANCE}.lastRequest}}=now", f"wsc/{CLUSTER}", "--timeout=60s")
+                await self.run("get", f"wsc/{CLUSTER}", "-o", "jsonpath={.status.rebalance}")
+                await self.run("wait", f"{REBALANCE}.phase}}=Idle", f"wsc/{CLUSTER}", "--timeout=60s")
+                self._connections(names, people, everybody)
+                for reason in ("RebalanceStarted", "RebalanceFinished"):
+                    await self.run(
+                        *("get", "events", "--field-selector", f"reason={reason}"),
+                        *("-o", "custom-columns=REASON:.reason,MESSAGE:.message"),
+                    )
+                await self.run("wait", "--for=condition=Balanced", f"wsc/{CLUSTER}", "--timeout=60s")
+                await self.run("get", f"wsc/{CLUSTER}", "-o", f"jsonpath={BALANCED}")
+            self._screen.say(everybody.check())
+            counts = everybody.connections()
+            if counts[hot] > len(everybody) / 2:
+                raise DemoError(f"{hot} is as hot as it was: {dict(counts)}")
+        await self.talk(people)
+        self._check(people)
+
+    def _connections(self, names: list[str], people: list[Person], everybody: Guests) -> None:
+        """A bar for each pod."""
+        counts = everybody.connections()
+        counts.update(where for someone in people if (where := someone.client.instance) is not None)
+        for name in names:
+            self._screen.output(f"{name} {'█' * counts[name]} {counts[name]}")
 
     def _check(self, people: list[Person]) -> None:
         wrong = [problem for someone in people for problem in someone.gaps()]

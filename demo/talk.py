@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Collection
 from itertools import pairwise
 
 from demo.screen import DemoError, Screen
-from tableforge_client import Client, Message, Room, State, StateChange, connect
+from tableforge_client import Client, Message, Reset, Room, State, StateChange, connect
 
 
 class Person:
@@ -39,7 +39,7 @@ class Person:
                             f"{self.name:<5} on {self.client.instance or '(reconnecting)':<24} hears "
                             f"#{item.seq} {item.data['who']}: {item.data['text']}"
                         )
-                else:
+                elif isinstance(item, Reset):
                     self.resets += 1
                     self._screen.say(f"{self.name:<5} is told that history does not continue: {item.reason}")
                 self._arrived.notify_all()

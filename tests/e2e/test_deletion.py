@@ -34,7 +34,7 @@ async def test_deleting_the_cluster_leaves_nothing(kubectl: Kubectl, namespace: 
     await running(kubectl, namespace)
     finalizers = (await kubectl.json("get", "-n", namespace, "wsc/small"))["metadata"].get("finalizers")
     assert finalizers is None
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         await kubectl("delete", "-n", namespace, "wsc/small")
     await gone(kubectl, namespace)
 
@@ -52,7 +52,7 @@ async def test_deleting_the_operator_first(kubectl: Kubectl, namespace: str) -> 
     await kubectl("delete", *operator, "--timeout=60s")
     try:
         await stage.eventually_empty(kubectl, "pods", "-n", stage.OPERATOR_NAMESPACE)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(30):
             await kubectl("delete", "-n", namespace, "wsc/small")
         await gone(kubectl, namespace)
     finally:

@@ -30,6 +30,8 @@ async def test_the_demo_tells_its_whole_story() -> None:
     for line in (
         "websocketcluster.tableforge.io/tables condition met",
         "lost its connection to",
+        "1 instance of 1 sent clients elsewhere",
+        "each line once at each place of its table, in order",
         "No resources found in default namespace.",
         "Everything that was started has ended.",
     ):

@@ -115,6 +115,21 @@ async def test_applying_the_same_file_twice_writes_nothing(
     assert operator_writes(devcluster.audit_log) == before
 
 
+async def test_the_other_samples_that_bring_all_they_need_run_too(kubectl: Kubectl, namespace: str) -> None:
+    names = ("tables-autoscaling", "tables-blue-green")
+    for name in names:
+        await kubectl("apply", "-n", namespace, "-f", str(stage.SAMPLE.with_name(f"{name}.yaml")))
+    for name in names:
+        await kubectl("wait", "-n", namespace, "--for=condition=Ready", f"wsc/{name}", "--timeout=115s")
+    autoscaler = await kubectl.json("get", "-n", namespace, "hpa/tables-autoscaling")
+    assert (autoscaler["spec"]["minReplicas"], autoscaler["spec"]["maxReplicas"]) == (2, 6)
+    deployments = await kubectl.json("get", "deployments", "-n", namespace)
+    assert {(d["metadata"]["name"], d["status"].get("readyReplicas")) for d in deployments["items"]} == {
+        ("tables-autoscaling-a", 2),
+        ("tables-blue-green-a", 2),
+    }
+
+
 async def test_two_pods_talk(kubectl: Kubectl, sample: str) -> None:
     pods = await kubectl.json(
         "get",

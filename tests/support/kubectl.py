@@ -19,7 +19,7 @@ class Kubectl:
     """kubectl with one kubeconfig, optionally in one namespace."""
 
     def __init__(self, kubeconfig: Path, *, namespace: str | None = None) -> None:
-        self._kubeconfig = kubeconfig
+        self.kubeconfig = kubeconfig
         self.namespace = namespace
 
     def __call__(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60.0) -> str:
@@ -32,7 +32,7 @@ class Kubectl:
             text=True,
             check=False,
             timeout=timeout_seconds,
-            env={**os.environ, "KUBECONFIG": str(self._kubeconfig)},
+            env={**os.environ, "KUBECONFIG": str(self.kubeconfig)},
         )
         if answer.returncode != 0:
             raise KubectlError(f"kubectl {' '.join(arguments)}: {answer.stderr.strip()}")

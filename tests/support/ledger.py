@@ -1,25 +1,41 @@
 """The ledger: who was promised what, who got what, and whether the two agree.
 
-`Book` holds the entries and judges them; it knows no sockets. `Ledger` makes them: members that are all in
-every room, publish, and write down what they receive. Use:
+`Book` holds the entries and judges them; it knows no sockets. `Ledger` makes them: members that are in every
+room, or in some, publish, and write down what they receive. Use:
 
     async with Ledger(url, members=4, rooms=20, seed=seed) as ledger:
         await ledger.publish(2000, over_seconds=40)     # while the test breaks things
         await ledger.settle(timeout_seconds=30)
+        await ledger.read_logs()                        # what is stored is judged, too
     verdict = ledger.check()
     assert not verdict.broken, verdict.describe()
+
+A reset takes back what came before: a message may come again after it, at another place; and where it goes on
+further ahead, what lies between was announced as missing. Between two resets everything holds as ever.
 """
 
 import asyncio
 import collections
+import contextlib
 import dataclasses
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from typing import Any, Self
 
-from tableforge_client import Ack, Client, Message, Reset, Room, State, StateChange, TableForgeError, connect
+from tableforge_client import (
+    Ack,
+    Client,
+    History,
+    Message,
+    Reset,
+    Room,
+    State,
+    StateChange,
+    TableForgeError,
+    connect,
+)
 
 SHOWN = 20
 """Findings of each kind that are described one by one."""
@@ -50,9 +66,21 @@ class Got:
     """How many resets the member was told in this room before."""
 
 
+@dataclasses.dataclass(frozen=True, slots=True)
+class Again:
+    """A connection made in place of another one. Times are monotonic seconds."""
+
+    member: str
+    at: float
+    left: str
+    """The instance that it was connected to before."""
+    left_since: float
+    """When that connection was made."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What the comparison found. Every list but `resets` is a broken promise."""
+    """What the comparison found. Every list but `resets` and `missed` is a broken promise."""
 
     acknowledged: int
     deliveries: int
@@ -70,10 +98,12 @@ class Verdict:
     """Messages that an instance left out without announcing it, so that the client had to ask for them."""
     resets: list[str]
     """What was announced as lost or not continued: honest, but with a durable Redis nothing to expect."""
+    missed: list[str]
+    """Acknowledged messages that a member did not get, and was told so: a reset went on after them."""
 
     @property
     def broken(self) -> bool:
-        """Whether the promise was broken, resets aside."""
+        """Whether the promise was broken, resets and what they announced aside."""
         return bool(
             self.lost or self.doubled or self.out_of_order or self.contradicted or self.unequal or self.gaps
         )
@@ -94,22 +124,55 @@ class Verdict:
 class Book:
     """All entries, and the judgement."""
 
-    def __init__(self, members: Sequence[str], rooms: Sequence[str]) -> None:
+    def __init__(
+        self,
+        members: Sequence[str],
+        rooms: Sequence[str],
+        *,
+        membership: Mapping[str, Sequence[str]] | None = None,
+    ) -> None:
+        """`membership`: the rooms that each member is in; None: each is in all."""
         self.members = list(members)
         self.rooms = list(rooms)
+        self.rooms_of = {m: list(rooms if membership is None else membership[m]) for m in members}
+        self.members_of: dict[str, list[str]] = {room: [] for room in rooms}
+        for member, joined in self.rooms_of.items():
+            for room in joined:
+                self.members_of[room].append(member)
         self.acks: dict[Sent, Ack] = {}
         self.unknown: dict[Sent, str] = {}
-        self.got: dict[tuple[str, str], list[Got]] = {(m, r): [] for m in members for r in rooms}
+        self.got: dict[tuple[str, str], list[Got]] = {(m, r): [] for m in members for r in self.rooms_of[m]}
         """By member and room, in the order of arrival."""
+        self.logs: dict[str, list[Got]] = {}
+        """What each room's log holds in the end, in its order; by room, where it was read."""
         self.resets: list[tuple[str, Reset]] = []
         self.gaps: Mapping[tuple[str, str], int] = {}
 
-    def highest(self) -> dict[str, int]:
-        """The highest acknowledged `seq` of each room."""
-        found = dict.fromkeys(self.rooms, 0)
+    def newest(self) -> dict[str, Ack]:
+        """Of each room the acknowledgement with the highest `seq`, where there is one."""
+        found: dict[str, Ack] = {}
         for sent, ack in self.acks.items():
-            found[sent.room] = max(found[sent.room], ack.seq)
+            if sent.room not in found or ack.seq > found[sent.room].seq:
+                found[sent.room] = ack
         return found
+
+    def resumed(self) -> dict[tuple[str, str], int]:
+        """Where the last reset let a member go on in a room; what comes after it has to come (again)."""
+        return {(member, reset.room): _number(reset.pos) for member, reset in self.resets}
+
+    def everybody_has(self, acks: Mapping[str, Ack]) -> bool:
+        """Whether each of these, in its room, reached every member, or was announced as missing.
+
+        (By its place and not by its number: a failover gives numbers out again, and members may still hold
+        what it took back.)
+        """
+        resumed = self.resumed()
+        return all(
+            ack.seq <= resumed.get((member, room), 0)
+            or any(one.pos == ack.pos for one in reversed(self.got[member, room]))
+            for room, ack in acks.items()
+            for member in self.members_of[room]
+        )
 
     def check(self) -> Verdict:
         lost: list[str] = []
@@ -117,34 +180,52 @@ class Book:
         out_of_order: list[str] = []
         contradicted: list[str] = []
         unequal: list[str] = []
+        missed: list[str] = []
         acks_by_room: dict[str, list[tuple[Sent, Ack]]] = {room: [] for room in self.rooms}
         for sent, ack in self.acks.items():
             acks_by_room[sent.room].append((sent, ack))
+        resumed = self.resumed()
         for room in self.rooms:
             contradicted += _acks_that_collide(acks_by_room[room])
             everybody: dict[Sent, set[str]] = collections.defaultdict(set)
-            for member in self.members:
+            unbroken = [member for member in self.members_of[room] if (member, room) not in resumed]
+            for member in self.members_of[room]:
                 got = self.got[member, room]
-                by_sent = {one.sent: one for one in reversed(got)}  # the first of each
-                for sent in by_sent:
+                places: dict[Sent, list[str]] = collections.defaultdict(list)
+                for one in got:
+                    places[one.sent].append(one.pos)
+                for sent in places:
                     everybody[sent].add(member)
-                lost += [
-                    f"{sent}, acknowledged as {ack.pos}, never reached {member}"
-                    for sent, ack in acks_by_room[room]
-                    if sent not in by_sent
-                ]
-                contradicted += [
-                    f"{sent} was acknowledged as {ack.pos}, but reached {member} as {by_sent[sent].pos}"
-                    for sent, ack in acks_by_room[room]
-                    if sent in by_sent and (by_sent[sent].pos, by_sent[sent].seq) != (ack.pos, ack.seq)
-                ]
+                for sent, ack in acks_by_room[room]:
+                    if ack.pos in places.get(sent, ()):
+                        continue
+                    if ack.seq <= resumed.get((member, room), 0):
+                        missed.append(
+                            f"{sent}, acknowledged as {ack.pos}, was announced to {member} as missing"
+                        )
+                    elif sent in places:
+                        contradicted.append(
+                            f"{sent} was acknowledged as {ack.pos}, but reached {member} as {places[sent][0]}"
+                        )
+                    else:
+                        lost.append(f"{sent}, acknowledged as {ack.pos}, never reached {member}")
                 doubled += _twice(member, got)
-                out_of_order += _disorder(member, got)
+                out_of_order += _disorder(member, got, self.unknown)
             unequal += [
                 f"{sent} reached {', '.join(sorted(whom))} only, unacknowledged"
                 for sent, whom in everybody.items()
-                if sent not in self.acks and len(whom) < len(self.members)
+                if sent not in self.acks and whom.intersection(unbroken) and not whom.issuperset(unbroken)
             ]
+            if room in self.logs:
+                log = self.logs[room]
+                stored = {one.pos: one.sent for one in log}
+                lost += [
+                    f"{sent}, acknowledged as {ack.pos}, is not in the log"
+                    for sent, ack in acks_by_room[room]
+                    if stored.get(ack.pos) != sent
+                ]
+                doubled += _twice("the log", log)
+                out_of_order += _disorder("the log", log, self.unknown)
         return Verdict(
             acknowledged=len(self.acks),
             deliveries=sum(len(got) for got in self.got.values()),
@@ -159,7 +240,13 @@ class Book:
                 f"{member} in {reset.room}: {reset.reason} at {reset.pos}, told by {reset.told_by}"
                 for member, reset in self.resets
             ],
+            missed=missed,
         )
+
+
+def _number(pos: str | None) -> int:
+    """The `seq` in a `pos`."""
+    return int(pos.partition("-")[0]) if pos else 0
 
 
 def _acks_that_collide(acks: list[tuple[Sent, Ack]]) -> list[str]:
@@ -177,27 +264,33 @@ def _twice(member: str, got: list[Got]) -> list[str]:
     found: list[str] = []
     for one in got:
         other = first.get(one.sent)
-        if other is None:
+        if other is None or other.resets != one.resets:
             first[one.sent] = one
         else:
             found.append(f"{one.sent} reached {member} as {other.pos} and again as {one.pos}")
     return found
 
 
-def _disorder(member: str, got: list[Got]) -> list[str]:
+def _disorder(member: str, got: list[Got], unknown: Mapping[Sent, str]) -> list[str]:
+    """What came in another order than it was sent. Who was told `unknown_key` may find the message stored all
+    the same, by an instance that it was on before: its place was promised to nobody."""
     found: list[str] = []
     latest: dict[str, Got] = {}
     before: Got | None = None
     for one in got:
         if before is not None and one.resets == before.resets and one.seq != before.seq + 1:
             found.append(f"{member} received {one.pos} in {one.sent.room} after {before.pos}")
+        if before is not None and one.resets != before.resets:
+            latest.clear()
+        before = one
+        if unknown.get(one.sent, "").startswith("unknown_key: "):
+            continue
         earlier = latest.get(one.sent.member)
         if earlier is not None and one.sent.number < earlier.sent.number:
             found.append(
                 f"{member} received {one.sent} ({one.pos}) after #{earlier.sent.number} ({earlier.pos})"
             )
         latest[one.sent.member] = one
-        before = one
     return found
 
 
@@ -207,6 +300,9 @@ class _Member:
     client: Client
     rooms: dict[str, Room] = dataclasses.field(default_factory=dict)
     reconnects: int = 0
+    address: str = ""
+    instance: str = ""
+    connected_at: float = 0.0
     instances: set[str] = dataclasses.field(default_factory=set)
 
 
@@ -223,12 +319,16 @@ class Ledger:
         room_prefix: str = "ledger",
         outstanding: int = 8,
         burst: int = 1,
+        membership: Callable[[list[str], list[str]], Mapping[str, Sequence[str]]] | None = None,
         **client_options: Any,
     ) -> None:
         """`outstanding`: publishes a member has on the way at once. `burst`: how many it makes in one go.
+        `membership`: from all members and all rooms, the rooms that each member is in; None: each is in all.
         `client_options`: for `connect`."""
         names = [f"member-{n}" for n in range(1, members + 1)]
-        self.book = Book(names, [f"{room_prefix}:{n}" for n in range(1, rooms + 1)])
+        all_rooms = [f"{room_prefix}:{n}" for n in range(1, rooms + 1)]
+        joined = None if membership is None else membership(names, all_rooms)
+        self.book = Book(names, all_rooms, membership=joined)
         self._url = url
         self._client_options = client_options
         self._rng = random.Random(seed)
@@ -240,6 +340,8 @@ class Ledger:
         self._in_flight = 0
         self._began_one = asyncio.Event()
         self._stack = AsyncExitStack()
+        self.again: list[Again] = []
+        """The connections that members made, their first ones aside."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -261,9 +363,24 @@ class Ledger:
         return sum(member.reconnects for member in self._members)
 
     @property
+    def connected_again(self) -> list[float]:
+        """When members connected, their first connections aside (monotonic seconds)."""
+        return [one.at for one in self.again]
+
+    @property
     def instances(self) -> dict[str, set[str]]:
         """Every instance each member was on."""
         return {member.name: member.instances for member in self._members}
+
+    @property
+    def present(self) -> dict[str, str | None]:
+        """The instance each member is on now; None while it is on none."""
+        return {member.name: member.client.instance for member in self._members}
+
+    @property
+    def addresses(self) -> dict[str, str]:
+        """Where each member connected last."""
+        return {member.name: member.address for member in self._members}
 
     @property
     def acknowledged(self) -> int:
@@ -286,16 +403,47 @@ class Ledger:
                 own = share + (index < rest)
                 group.create_task(self._publish_as(member, own, over_seconds / max(1, own)))
 
+    async def talk(self, *, per_second: float, until: asyncio.Event) -> None:
+        """Publish steadily, each message as a member that chance picks; ends when all of it is acknowledged.
+
+        Where the service doesn't keep up, or the test doesn't, it becomes fewer, and never a flood later.
+        """
+        slots = asyncio.Semaphore(self._outstanding * len(self._members))
+        async with asyncio.TaskGroup() as group:
+            while not until.is_set():
+                await slots.acquire()
+                publishing = group.create_task(
+                    self._publish_one(*self._next(self._rng.choice(self._members)))
+                )
+                publishing.add_done_callback(lambda _: slots.release())
+                await asyncio.sleep(1 / per_second)
+
     async def settle(self, *, timeout_seconds: float) -> None:
         """Wait until every member has everything that was acknowledged; gives up silently: `check` judges."""
-        highest = self.book.highest()
+        newest = self.book.newest()
         try:
             async with asyncio.timeout(timeout_seconds):
-                while not self._everybody_has(highest):
+                while not self.book.everybody_has(newest):
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
             pass
+
+    async def read_logs(self) -> None:
+        """Read every room's log from its beginning, so that `check` judges what is stored, too."""
+        for room in self.book.rooms:
+            log: list[Got] = []
+            page = await self._history(room, after="0-0")
+            while True:
+                log += [
+                    Got(_sent(message), message.seq, message.pos, "", time.monotonic())
+                    for message in page.messages
+                    if isinstance(message, Message)
+                ]
+                if page.complete:
+                    break
+                page = await self._history(room, after=page.pos)
+            self.book.logs[room] = log
 
     def check(self) -> Verdict:
         """The judgement; after the `async with` block."""
@@ -307,7 +455,9 @@ class Ledger:
             self._members.append(member)
             await self._stack.enter_async_context(member.client)
             async with asyncio.TaskGroup() as group:
-                joins = {room: group.create_task(member.client.join(room)) for room in self.book.rooms}
+                joins = {
+                    room: group.create_task(member.client.join(room)) for room in self.book.rooms_of[name]
+                }
             member.rooms = {room: join.result() for room, join in joins.items()}
         for member in self._members:
             for name, room in member.rooms.items():
@@ -322,7 +472,13 @@ class Ledger:
             member = next(one for one in self._members if one.name == name)
             if change.state is State.RECONNECTING and last is State.CONNECTED:
                 member.reconnects += 1
+            if change.state is State.CONNECTED and change.url:
+                member.address = change.url
             if change.state is State.CONNECTED and change.instance:
+                now = time.monotonic()
+                if member.instances:
+                    self.again.append(Again(name, now, member.instance, member.connected_at))
+                member.instance, member.connected_at = change.instance, now
                 member.instances.add(change.instance)
             last = change.state
 
@@ -333,10 +489,9 @@ class Ledger:
         resets = 0
         async for item in room:
             match item:
-                case Message(data=data, seq=seq, pos=pos):
-                    sent = Sent(room=name, member=data["by"], number=data["n"])
+                case Message(seq=seq, pos=pos):
                     instance = member.client.instance or ""
-                    entries.append(Got(sent, seq, pos, instance, time.monotonic(), resets))
+                    entries.append(Got(_sent(item), seq, pos, instance, time.monotonic(), resets))
                 case Reset():
                     resets += 1
                     self.book.resets.append((member.name, item))
@@ -352,11 +507,14 @@ class Ledger:
                     await asyncio.sleep(max(0.0, due - loop.time()))
                 due += interval_seconds
                 await slots.acquire()
-                name = self._rng.choice(self.book.rooms)
-                self._numbers[member.name, name] += 1
-                sent = Sent(room=name, member=member.name, number=self._numbers[member.name, name])
-                publishing = group.create_task(self._publish_one(member, sent))
+                publishing = group.create_task(self._publish_one(*self._next(member)))
                 publishing.add_done_callback(lambda _: slots.release())
+
+    def _next(self, member: _Member) -> tuple[_Member, Sent]:
+        """What a member publishes next, to one of its rooms."""
+        name = self._rng.choice(self.book.rooms_of[member.name])
+        self._numbers[member.name, name] += 1
+        return member, Sent(room=name, member=member.name, number=self._numbers[member.name, name])
 
     async def _publish_one(self, member: _Member, sent: Sent) -> None:
         self._in_flight += 1
@@ -370,12 +528,18 @@ class Ledger:
         finally:
             self._in_flight -= 1
 
-    def _everybody_has(self, highest: Mapping[str, int]) -> bool:
-        return all(
-            seq == 0 or (bool(got := self.book.got[member, room]) and got[-1].seq >= seq)
-            for member in self.book.members
-            for room, seq in highest.items()
-        )
+    async def _history(self, room: str, *, after: str | None) -> History:
+        """Asked until it is answered: a member may be on its way back from what the test did."""
+        async with asyncio.timeout(60):
+            while True:
+                await asyncio.sleep(0.02)  # who asks faster is told to slow down
+                with contextlib.suppress(TableForgeError):
+                    return await self._members[0].client.history(room, after=after)
+                await asyncio.sleep(0.5)
+
+
+def _sent(message: Message) -> Sent:
+    return Sent(room=message.room, member=message.data["by"], number=message.data["n"])
 
 
 async def _end(task: asyncio.Task[None]) -> None:

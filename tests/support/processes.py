@@ -124,7 +124,7 @@ class DataplaneProcess:
         reader, writer = await asyncio.open_connection(self.host, self.port if port is None else port)
         try:
             writer.write(f"GET {path} HTTP/1.1\r\nHost: {self.host}\r\nConnection: close\r\n\r\n".encode())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 answer = await reader.read()
         finally:
             writer.close()
@@ -147,7 +147,7 @@ class DataplaneProcess:
             "TABLEFORGE_HTTP_PORT": str(ports[1]),
             "INSTANCE_ID": self.instance,
         }
-        environ |= self._environ
+        environ |= {name: value.replace("{port}", str(ports[0])) for name, value in self._environ.items()}
         command = [str(Path(sys.executable).parent / "tableforge-dataplane"), "serve"]
         return Child(command, log=self.log, environ=environ)
 
@@ -167,7 +167,7 @@ class DataplaneFleet:
     """Starts instances on one Redis and stops them all at the end.
 
     `await fleet(redis, 3)` starts three that are ready. Environment variables come by keyword:
-    `await fleet(redis, 1, TABLEFORGE_REDIS_DURABILITY="Disk")`.
+    `await fleet(redis, 1, TABLEFORGE_REDIS_DURABILITY="Disk")`; `{port}` in a value is the port for clients.
     """
 
     def __init__(self, directory: Path | None = None) -> None:

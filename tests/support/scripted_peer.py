@@ -24,6 +24,12 @@ class PeerConnection:
         self._over = asyncio.Event()
 
     @property
+    def path(self) -> str:
+        """What the client asked for, with its query."""
+        assert self._socket.request is not None
+        return self._socket.request.path
+
+    @property
     def headers(self) -> Headers:
         """What the client sent in its handshake."""
         assert self._socket.request is not None
@@ -119,6 +125,8 @@ class ScriptedPeer:
         self._arrived: asyncio.Queue[PeerConnection] = asyncio.Queue()
         self._all: list[PeerConnection] = []
         self._refusals: collections.deque[tuple[int, dict[str, str]]] = collections.deque()
+        self.refused: dict[str, int] = {}
+        """Paths on which every handshake is answered with a status instead."""
         self.handshakes = 0
 
     async def __aenter__(self) -> Self:
@@ -160,6 +168,8 @@ class ScriptedPeer:
 
     async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         self.handshakes += 1
+        if (status := self.refused.get(request.path)) is not None:
+            return connection.respond(http.HTTPStatus(status), "refused on this path\n")
         if not self._refusals:
             return None
         status, headers = self._refusals.popleft()

@@ -16,7 +16,7 @@ class States:
         self.seen.append(change)
         self._news.put_nowait(change)
 
-    async def until(self, state: State, *, within: float = 5.0) -> StateChange:
+    async def until(self, state: State, *, within: float = 30.0) -> StateChange:
         """The next change to this state that nobody has waited for yet. Raises TimeoutError."""
         async with asyncio.timeout(within):
             while True:

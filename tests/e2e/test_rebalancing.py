@@ -1,0 +1,210 @@
+"""Load is kept even on a cluster that grows, shrinks and breaks, under clients that never stop to talk.
+
+What breaks and when is drawn from a seed that is printed; `TABLEFORGE_FAULTS_SEED=…` gives the same again,
+`TABLEFORGE_FAULTS=full` a larger crowd and more faults.
+"""
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import random
+import uuid
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import pytest
+
+from demo import stage
+from demo.kubectl import Kubectl
+from tableforge_client import Client, connect
+from tests.support.changes import CERTAINLY, THRESHOLD, Changes, Tables, until
+from tests.support.crowd import Crowd
+
+FULL: Final = os.environ.get("TABLEFORGE_FAULTS") == "full"
+CLIENTS: Final = 600 if FULL else 150
+ROOMS: Final = 300
+RECONNECTS_PER_SECOND: Final = 40 if FULL else 10
+FAULTS: Final = 6 if FULL else 1
+"""At each number of instances."""
+
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600 if FULL else 500)]
+
+
+@pytest.fixture
+async def namespace(kubectl: Kubectl) -> AsyncIterator[str]:
+    """An empty namespace, whose end nobody waits for: instances take their time to leave."""
+    name = f"rebalancing-{uuid.uuid4().hex[:8]}"
+    await kubectl("create", "namespace", name)
+    yield name
+    await kubectl("delete", "namespace", name, "--wait=false")
+
+
+def manifest(**spec: Any) -> str:
+    """Three instances called `tables`, quick to notice things."""
+    return json.dumps(
+        {
+            "apiVersion": "tableforge.io/v1alpha1",
+            "kind": "WebSocketCluster",
+            "metadata": {"name": "tables"},
+            "spec": {
+                "replicas": 3,
+                "auth": {"required": False},
+                "redis": {"managed": {"persistence": {"onDelete": "Delete"}}},
+                "scaling": {"heartbeatInterval": "3s", "cleanupInterval": "2s"},
+                **spec,
+            },
+        }
+    )
+
+
+async def test_load_stays_even_while_the_fleet_grows_shrinks_and_breaks(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    seed = int(os.environ.get("TABLEFORGE_FAULTS_SEED") or random.SystemRandom().randrange(2**32))
+    print(f"TABLEFORGE_FAULTS_SEED={seed}")
+    tables = Tables(kubectl, namespace)
+    await tables.apply(
+        manifest(
+            clustering={"rebalanceInterval": "10s", "failoverTimeout": "5s", "rebalanceThreshold": CERTAINLY},
+            rollout={"maxReconnectsPerSecond": RECONNECTS_PER_SECOND, "drainTimeout": "16s"},
+            # so that in the end all of it can be read again
+            rooms={"logMaxMessages": 100_000, "logMaxBytes": 64 * 1024 * 1024},
+        )
+    )
+    async with Crowd(await tables.url(), clients=CLIENTS, rooms=ROOMS, seed=seed, per_second=40) as crowd:
+        changes = Changes(tables, crowd, random.Random(seed))
+        await changes.even(3)
+        await tables.wait("--for=condition=Balanced")
+
+        await changes.begin("from 3 to 5")
+        await tables.scale(5)
+        await changes.planning()
+        await changes.break_one()  # in the middle of it
+        await changes.even(5)
+        for _ in range(FAULTS - 1):
+            await changes.break_one()
+            await changes.even(5)
+
+        await changes.begin("from 5 to 2")
+        await tables.scale(2)
+        await changes.even(2)
+        for _ in range(FAULTS):
+            await changes.break_one()
+            await changes.even(2)
+        await tables.wait("--for=condition=Balanced")
+        await tables.wait("--for=condition=Ready")
+    told = crowd.judge()
+    elsewhere = crowd.sent_elsewhere()
+    print(f"{crowd.ledger.reconnects} connections lost, {len(elsewhere)} clients sent elsewhere; {told}")
+    assert not crowd.hurried(per_second=RECONNECTS_PER_SECOND)
+    assert len(elsewhere) >= CLIENTS / 3, "hardly anybody had to move"
+    assert crowd.ledger.reconnects, "no fault met a client"
+    for message in await tables.told("RebalanceFinished"):
+        print(message)
+
+
+def named(clients: list[Client], instance: str) -> list[Client]:
+    """Those that are connected there."""
+    return [client for client in clients if client.instance == instance]
+
+
+async def test_what_people_ask_of_it_is_done_and_said(kubectl: Kubectl, namespace: str) -> None:
+    tables = Tables(kubectl, namespace)
+    per_second = 2
+    await tables.apply(
+        manifest(
+            # so that nothing happens but what is asked for
+            clustering={"rebalanceInterval": "1h", "failoverTimeout": "10s"},
+            rollout={"maxReconnectsPerSecond": per_second, "drainTimeout": "5s"},
+        )
+    )
+    url = await tables.url()
+    cold = min(await tables.instances())
+    pod = f"pod/{cold}"
+
+    async def on_all(closed: set[str]) -> object:
+        return None if await tables.closed() == closed else await tables.closed()
+
+    async def served(request: str) -> object:
+        found = await tables.rebalance()
+        return None if found.get("lastRequest") == request and found.get("phase") != "Rebalancing" else found
+
+    async with connect(url) as ada, connect(url) as ben, connect(url) as cleo:
+        (there,) = named([ada, ben, cleo], cold)
+        session = there.session
+        await tables.annotate(pod, "tableforge.io/cordon=true")
+        await until(lambda: on_all({cold}), "new clients go elsewhere")
+        async with Crowd(url, clients=60, rooms=30, seed=1, per_second=20) as crowd:
+            assert crowd.connections()[cold] == 0, "a new client came to a cordoned instance"
+            assert there.session == session, "who was there stays"
+            await tables.annotate(pod, "tableforge.io/cordon-")
+            await until(lambda: on_all(set()), "new clients come again")
+
+            async def nobody_came() -> object:
+                async with connect(url) as late:
+                    return None if late.instance == cold else late.instance
+
+            await until(nobody_came, "a new client comes to it again")
+
+            # load is uneven, and said to be, and left so for an hour
+            await tables.wait("--for=condition=Balanced=False")
+            assert (await tables.balanced())[1] == "AboveThreshold"
+            assert (await tables.rebalance())["phase"] == "Idle"
+            assert await tables.told("RebalanceStarted") == []
+
+            async def moving(least: int) -> object:
+                found = crowd.connections()[cold]
+                return None if found >= least else (found, await tables.rebalance())
+
+            # asked for, and switched off in the middle
+            await tables.annotate("wsc/tables", "tableforge.io/rebalance=now")
+            await until(lambda: moving(3), "clients move at once")
+            status = await tables.rebalance()
+            assert status["phase"] == "Rebalancing"
+            assert status["lastRequest"] == "now"
+            assert await tables.balanced() == ("False", "Rebalancing")
+            assert await tables.shedding() == await tables.closed() == set(await tables.instances()) - {cold}
+            await tables.patch(clustering={"enableLoadRebalancing": False})
+            await tables.wait("--for=jsonpath={.status.rebalance.phase}=Stopped")
+            await until(lambda: on_all(set()), "all are open again")
+            assert await tables.shedding() == set()
+            assert await tables.balanced() == ("Unknown", "Disabled")
+            assert len(await tables.told("RebalanceStopped")) == 1
+            moved = crowd.connections()[cold]
+            await crowd.hear(200)
+            # who was told before may still have followed
+            assert crowd.connections()[cold] <= moved + 3 * per_second
+            assert crowd.spread(await tables.instances()) > THRESHOLD, "it went on to its end"
+
+            # the operator dies in the middle
+            await tables.patch(clustering={"enableLoadRebalancing": True})
+            await tables.annotate("wsc/tables", "tableforge.io/rebalance=now-2")
+            moved = crowd.connections()[cold]
+            await until(lambda: moving(moved + 2), "clients move at once")
+            assert await tables.shedding()
+            await kubectl(
+                *("delete", "pod", "-n", stage.OPERATOR_NAMESPACE),
+                *("-l", "app.kubernetes.io/component=operator", "--grace-period=0", "--force"),
+            )
+            await until(lambda: on_all(set()), "the next operator opens what nobody remembers")
+            assert await tables.shedding() == set()
+            assert (await tables.rebalance())["lastRequest"] == "now-2"
+
+            # and the next one makes it even; what the last one ordered may still go on meanwhile
+            for request in ("now-3", "now-4", "now-5"):
+                await tables.annotate("wsc/tables", f"tableforge.io/rebalance={request}")
+                await until(functools.partial(served, request), f"{request} is served")
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(20):
+                        while await tables.balanced() != ("True", "WithinThreshold"):  # noqa: ASYNC110
+                            await asyncio.sleep(0.3)
+                if (await tables.balanced())[0] == "True":
+                    break
+            assert await tables.balanced() == ("True", "WithinThreshold"), await tables.rebalance()
+            # it counts three more clients than the crowd does
+            assert crowd.spread(await tables.instances()) <= THRESHOLD + 3 / (crowd.size / 3)
+            assert there.session == session, "nobody had to leave the idle one"
+        print(crowd.judge())
+        assert not crowd.hurried(per_second=per_second)

@@ -1,0 +1,179 @@
+"""A cluster that is changed and broken under a crowd, and whose load becomes even again."""
+
+import asyncio
+import json
+import random
+from collections.abc import Awaitable, Callable
+from typing import Any, Final
+
+import pytest
+
+from demo import stage
+from demo.kubectl import Kubectl
+from tests.support.crowd import Crowd
+
+THRESHOLD: Final = 0.3
+"""What the spread has to come below, counted at the clients."""
+CERTAINLY: Final = 0.25
+"""`clustering.rebalanceThreshold` for it: the operator acts on what is certainly above that, so that what is
+just above has its time."""
+CYCLES: Final = 2
+"""Within so many plans load is even again, whatever happened."""
+
+
+class Tables:
+    """The cluster `tables`, as kubectl shows it."""
+
+    def __init__(self, kubectl: Kubectl, namespace: str) -> None:
+        self._kubectl = kubectl
+        self._in = ("-n", namespace)
+
+    async def apply(self, manifest: str) -> None:
+        """Apply it, and wait until it is so."""
+        await self._kubectl("apply", *self._in, "-f", "-", stdin=manifest)
+        await self.wait("--for=condition=Ready")
+
+    async def wait(self, until: str) -> None:
+        await self._kubectl("wait", *self._in, until, "wsc/tables", "--timeout=120s", timeout_seconds=130)
+
+    async def patch(self, **spec: Any) -> None:
+        await self._kubectl(
+            "patch", *self._in, "wsc/tables", "--type=merge", "-p", json.dumps({"spec": spec})
+        )
+
+    async def annotate(self, what: str, annotation: str) -> None:
+        await self._kubectl("annotate", *self._in, what, annotation, "--overwrite")
+
+    async def scale(self, replicas: int) -> None:
+        await self._kubectl("scale", *self._in, "wsc/tables", f"--replicas={replicas}")
+
+    async def url(self) -> str:
+        service = await self._kubectl.json("get", *self._in, "service/tables")
+        return f"ws://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/ws"
+
+    async def instances(self) -> dict[str, Any]:
+        """The pods that are ready and stay, by name."""
+        pods = await self._kubectl.json(
+            *("get", "pods", *self._in),
+            *("-l", "tableforge.io/cluster=tables,app.kubernetes.io/component=dataplane"),
+        )
+        return {
+            pod["metadata"]["name"]: pod
+            for pod in pods["items"]
+            if "deletionTimestamp" not in pod["metadata"]
+            and any(
+                c["type"] == "Ready" and c["status"] == "True" for c in pod["status"].get("conditions", [])
+            )
+        }
+
+    async def closed(self) -> set[str]:
+        """The instances that the Service sends no new clients to."""
+        return {
+            name
+            for name, pod in (await self.instances()).items()
+            if pod["metadata"]["labels"]["tableforge.io/accepting"] != "true"
+        }
+
+    async def shedding(self) -> set[str]:
+        """The instances that the operator, not a person, keeps new clients from."""
+        return {
+            name
+            for name, pod in (await self.instances()).items()
+            if "tableforge.io/shedding" in pod["metadata"].get("annotations", {})
+        }
+
+    async def rebalance(self) -> dict[str, Any]:
+        """`status.rebalance`."""
+        cluster = await self._kubectl.json("get", *self._in, "wsc/tables")
+        found: dict[str, Any] = cluster.get("status", {}).get("rebalance", {})
+        return found
+
+    async def balanced(self) -> tuple[str, str]:
+        """Status and reason of the condition `Balanced`."""
+        cluster = await self._kubectl.json("get", *self._in, "wsc/tables")
+        conditions = cluster.get("status", {}).get("conditions", [])
+        found: dict[str, str] = next((one for one in conditions if one["type"] == "Balanced"), {})
+        return found.get("status", ""), found.get("reason", "")
+
+    async def told(self, reason: str) -> list[str]:
+        """The messages of the Events with that reason, in their order."""
+        found = await self._kubectl.json(
+            *("get", "events", *self._in),
+            *("--field-selector", f"involvedObject.kind=WebSocketCluster,reason={reason}"),
+        )
+        items = sorted(found["items"], key=lambda item: int(item["metadata"]["resourceVersion"]))
+        return [item["message"] for item in items]
+
+    async def delete_pod(self, name: str) -> None:
+        await self._kubectl("delete", "pod", *self._in, name, "--grace-period=0", "--force")
+
+
+async def until(amiss: Callable[[], Awaitable[object]], what: str, *, seconds: float = 120) -> None:
+    """Ask again and again what is still amiss, until nothing is."""
+    found: object = None
+    try:
+        async with asyncio.timeout(seconds):
+            while found := await amiss():  # noqa: ASYNC110  (these things are asked, they don't tell)
+                await asyncio.sleep(0.3)
+    except TimeoutError:
+        pytest.fail(f"{what}: never so, but {found}")
+
+
+class Changes:
+    """Changes a cluster under a crowd, and waits after each until load is even again."""
+
+    def __init__(self, tables: Tables, crowd: Crowd, rng: random.Random) -> None:
+        self._tables = tables
+        self._crowd = crowd
+        self._rng = rng
+        self._plans_before = 0
+        self._what = "the start"
+
+    async def begin(self, what: str) -> None:
+        """Say what happens next."""
+        self._plans_before = len(await self._tables.told("RebalanceStarted"))
+        self._what = what
+        print(f"{what}: {dict(self._crowd.connections())}")
+
+    async def break_one(self) -> None:
+        """Kill an instance: its process or its pod, which one and how the seed decides."""
+        await asyncio.sleep(self._rng.uniform(0.0, 2.0))
+        victim = self._rng.choice(sorted(await self._tables.instances()))
+        gone = self._rng.random() < 0.5
+        await self.begin(f"the {'pod' if gone else 'server'} of {victim} is killed")
+        self._crowd.kill(victim, for_good=gone)
+        if gone:
+            await self._tables.delete_pod(victim)
+        else:
+            stage.kill_server(victim)
+
+    async def planning(self) -> None:
+        """Wait until a plan is under way."""
+
+        async def idle() -> object:
+            found = await self._tables.rebalance()
+            return None if found.get("phase") == "Rebalancing" else found
+
+        await until(idle, f"{self._what}: a plan is under way")
+
+    async def even(self, instances: int) -> None:
+        """Wait until so many instances share all clients evenly, and nothing is under way."""
+
+        async def uneven() -> object:
+            ready, found = await self._tables.instances(), self._crowd.connections()
+            status = await self._tables.rebalance()
+            spread = self._crowd.spread(ready)
+            here = sum(found[name] for name in ready)
+            if (
+                len(ready) == instances
+                and here == self._crowd.size
+                and spread <= THRESHOLD
+                and status.get("phase") != "Rebalancing"
+            ):
+                return None
+            return f"spread {spread:.2f}, {dict(found)} on {sorted(ready)}, {status}"
+
+        await until(uneven, f"{self._what}: {instances} instances share the clients")
+        plans = (await self._tables.told("RebalanceStarted"))[self._plans_before :]
+        print(f"  even again: {dict(self._crowd.connections())}, {len(plans)} plans: {plans}")
+        assert len(plans) <= CYCLES, f"{self._what}: {plans}"
