@@ -6,7 +6,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 READY := $(VENV)/.installed
 
-.PHONY: help setup demo up down test lint format lock crd clean
+.PHONY: help setup demo up down test bench lint format lock crd docs clean
 
 help: ## List what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,7 +35,11 @@ down: $(READY) ## Stop what `make up` started
 	@$(PY) -m demo down
 
 test: $(READY) ## Run all tests
-	@$(PY) -m pytest
+	@$(PY) -m devcluster build
+	@$(PY) -m pytest -n 2 --dist loadfile
+
+bench: $(READY) ## Measure the data plane beside its peers (half an hour; needs Node and Go; writes docs/benchmarks.md)
+	@$(PY) -m benchmarks --write
 
 lint: $(READY) ## Style, types, walls between packages, generated files
 	@$(VENV)/bin/ruff check .
@@ -43,6 +47,8 @@ lint: $(READY) ## Style, types, walls between packages, generated files
 	@$(VENV)/bin/mypy
 	@$(VENV)/bin/lint-imports
 	@$(PY) -m tableforge_operator.api.crd --check
+	@$(PY) -m tableforge_dataplane.contract.reference --check
+	@$(PY) -m tableforge_operator.reference --check
 
 format: $(READY) ## Format the code and mend what can be mended
 	@$(VENV)/bin/ruff check --fix -q . || true
@@ -61,6 +67,10 @@ lock: $(READY) ## Resolve requirements.lock anew, and from it what each image in
 crd: $(READY) ## Write crds/ anew from the typed model
 	@$(PY) -m tableforge_operator.api.crd
 
+docs: $(READY) ## Write docs/configuration.md and the table in docs/operator.md anew from settings and model
+	@$(PY) -m tableforge_dataplane.contract.reference
+	@$(PY) -m tableforge_operator.reference
+
 clean: ## Remove what was installed here (the per-user cache stays)
 	@test ! -d .devcluster || ! test -x $(PY) || $(PY) -m demo down
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .devcluster
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .devcluster .bench .browser .zig
