@@ -17,8 +17,8 @@ from tests.support.redis import RedisServer, redis_image
 # `control_plane` and `devcluster`: a Kubernetes cluster that a session's tests share.
 pytest_plugins = ["devcluster.pytest_plugin"]
 
-# Property tests try the same inputs in every run: one that is red is red again. `TABLEFORGE_EXPLORE=1 make test`
-# looks for what they have not tried yet.
+# Property tests try the same inputs in every run: one that is red is red again. What they have not tried yet
+# `TABLEFORGE_EXPLORE=1 make test` looks for.
 settings.register_profile("tableforge", derandomize=not os.environ.get("TABLEFORGE_EXPLORE"), deadline=None)
 settings.load_profile("tableforge")
 
