@@ -33,8 +33,10 @@ ERROR_LINES_SHOWN = 30
 def build(programs: Sequence[str], *, folder: Path, progress: Progress) -> None:
     """Build `programs` into `folder`. Raises ToolchainUnavailable."""
     scratch = folder.parent / "building"
-    scratch.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(folder.parent / "building.lock", progress=progress):
+        # Only now: who built before removed it.
+        scratch.mkdir(exist_ok=True)
         # Another process may have built them while this one waited.
         missing = [program for program in programs if not (folder / program).exists()]
         if missing:

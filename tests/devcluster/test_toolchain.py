@@ -5,6 +5,7 @@ import io
 import os
 import re
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -187,6 +188,8 @@ def test_a_second_build_waits_for_the_first_and_says_so(machine: Machine) -> Non
             assert "Process 4711 is building already" in second.stderr.readline()
             for program in PROGRAMS:
                 machine.has_cached(program)
+            # The first one clears up after itself before it lets the next one in.
+            shutil.rmtree(locate.cache_folder() / "building", ignore_errors=True)
             fcntl.flock(lock, fcntl.LOCK_UN)
             paths, _ = second.communicate(timeout=30)
     assert second.returncode == 0
