@@ -47,6 +47,8 @@ def show(name: str, step: Callable[[], object], *, messages: int = 1) -> None:
 class Nobody:
     """Owns publications and listens to nothing."""
 
+    abandoned = False
+
     def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:
         """As the publisher calls it."""
 

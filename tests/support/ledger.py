@@ -272,8 +272,12 @@ def _twice(member: str, got: list[Got]) -> list[str]:
 
 
 def _disorder(member: str, got: list[Got], unknown: Mapping[Sent, str]) -> list[str]:
-    """What came in another order than it was sent. Who was told `unknown_key` may find the message stored all
-    the same, by an instance that it was on before: its place was promised to nobody."""
+    """What came in another order than it was sent.
+
+    Who was told `unknown_key` may find the message stored all the same, by an instance that it was on before:
+    where that one had given it to Redis already when its connection ended, or does not know yet that it has, as
+    with one that is silent. Its place was promised to nobody. What an instance holds back beyond that it drops.
+    """
     found: list[str] = []
     latest: dict[str, Got] = {}
     before: Got | None = None

@@ -10,7 +10,7 @@ from collections import deque
 from typing import Final, Protocol
 
 from tableforge_dataplane.broker.publications import Publication, PublicationOwner, RefusalCode
-from tableforge_dataplane.broker.publisher import OVERTAKEN, RETRY_AFTER_SECONDS, Publisher
+from tableforge_dataplane.broker.publisher import ABANDONED, OVERTAKEN, RETRY_AFTER_SECONDS, Publisher
 from tableforge_dataplane.topology.nodes import Node
 from tableforge_dataplane.topology.slots import Redirection
 
@@ -124,6 +124,7 @@ class Detour:
         """Send the next one, where it is time."""
         if self.blocked_by is not None or self._sent is not None or self._timer is not None:
             return
+        self._drop_abandoned()
         if not self._waiting:
             self._roads.arrived(self)
             return
@@ -147,7 +148,15 @@ class Detour:
     def _next(self) -> Publication:
         publication = self._waiting.popleft()
         self._roads.load.remove(publication)
+        # it has waited: its client may have sent the same over another instance meanwhile
+        publication.retried = publication.retried or publication.others_may_send_it
         return publication
+
+    def _drop_abandoned(self) -> None:
+        """As the publisher does, which is not asked about what goes ahead of its slot."""
+        while self._waiting and self._waiting[0].others_may_send_it and self._waiting[0].owner.abandoned:
+            publication = self._next()
+            publication.owner.refused(publication, "unavailable", ABANDONED, RETRY_AFTER_SECONDS)
 
     def redirected(self, publication: Publication, text: str, *, asked: Node) -> None:
         """The one that was under way is wanted elsewhere."""
@@ -171,6 +180,11 @@ class Detour:
         """It waits again: its shard gave it back."""
         self._done(publication)
         self.add(publication)
+
+    @property
+    def abandoned(self) -> bool:
+        """From the publisher: of what is under way."""
+        return self._sent is not None and self._sent[1].abandoned
 
     def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:
         """From the publisher."""

@@ -33,6 +33,10 @@ def new_tag() -> bytes:
 class PublicationOwner(Protocol):
     """Who waits for what becomes of a publication."""
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether nobody waits any more: the connection over which it came has ended."""
+
     def published(self, publication: "Publication", seq: int, tag: bytes, duplicate: bool) -> None:
         """Redis has it, as safely as was asked: this is what an acknowledgement stands on."""
 

@@ -6,7 +6,8 @@ the reply, which comes in order, is handed to its owner, behind a fence where Re
 
 Where Redis refuses for now, everything that was refused waits, in order and before what came later, and one
 publication alone tries from time to time. What is in doubt (no reply, or a fence that broke) goes again with
-its key. So nothing is stored twice, and a room's messages of one instance keep their order.
+its key; but not what a client has named a key for and waits for no longer, its connection having ended. So
+nothing is stored twice, and a room's messages of one instance keep their order.
 """
 
 import asyncio
@@ -63,6 +64,8 @@ _UNKNOWN: Final = (
     "This room's log no longer reaches back to `since`: nobody can say whether the message was stored, and "
     "it was not published. Look at what is there and send it with a new key."
 )
+
+ABANDONED: Final = "Its connection has ended before Redis took it: its key tells when it is sent again."
 
 OVERTAKEN: Final = "Redis refused it for a moment, and a later one went first: send it again."
 
@@ -128,6 +131,8 @@ class Publisher:
         self._void = False
         """Whether these have to go again."""
         self._pending: deque[Publication] = deque()
+        self._doubted = False
+        """Whether some of these may have been sent before, from here or over another instance."""
         self._in_flight: deque[Publication | None] = deque()
         self._again: list[Publication] = []
         self._connection: RedisConnection | None = None
@@ -226,6 +231,7 @@ class Publisher:
 
     def send_again(self, publication: Publication) -> None:
         """Send one that was taken already, over another shard: it waits, whatever the queue's bounds."""
+        self._doubted = self._doubted or publication.retried
         self._waiting_bytes += len(publication.body)
         self._pending.append(publication)
         self._taken += 1
@@ -387,6 +393,7 @@ class Publisher:
             self._void = False
             self._choose_refusal()
         self._again = []
+        self._doubted = self._doubted or bool(again)
         self._pending.extendleft(reversed(again))
 
     def _doubt_keys(self) -> None:
@@ -394,6 +401,7 @@ class Publisher:
         for publication in self._pending:
             if publication.others_may_send_it:
                 publication.retried = True
+        self._doubted = bool(self._pending)
 
     def _refuse_volatile(self) -> None:
         if any(publication.channel for publication in self._pending):
@@ -565,6 +573,9 @@ class Publisher:
             count = min(count, 1 - len(in_flight))  # one tries, the others follow
         if count <= 0:
             return
+        if self._doubted:
+            self._send_wanted(connection, count)
+            return
         if not in_flight:
             self._sent_at = self._loop.time()
         if count == 1:
@@ -574,6 +585,29 @@ class Publisher:
             batch = [pending.popleft() for _ in range(count)]
             in_flight.extend(batch)
         connection.write(commands(batch, self._volatile_command))
+
+    def _send_wanted(self, connection: RedisConnection, count: int) -> None:
+        """The same where some have waited for Redis, or are in doubt: without those that a client has named a
+        key for and waits for no longer. It may have sent them over another instance and gone on from there,
+        whatever it heard; stored now, they could follow what it sent later."""
+        batch: list[Publication] = []
+        dropped: list[Publication] = []
+        pending = self._pending
+        while pending and len(batch) < count:
+            publication = pending.popleft()
+            resent = publication.others_may_send_it and publication.retried
+            (dropped if resent and publication.owner.abandoned else batch).append(publication)
+        self._doubted = bool(pending)
+        if batch:
+            if not self._in_flight:
+                self._sent_at = self._loop.time()
+            self._in_flight.extend(batch)
+            connection.write(commands(batch, self._volatile_command))
+        if dropped:
+            _log.info("abandoned_publishes_dropped", count=len(dropped))
+            for publication in dropped:
+                self._refuse_one(publication, ABANDONED, RETRY_AFTER_SECONDS)
+            self._progress.set()
 
     def _on_reply(self, reply: Reply) -> None:
         publication = self._in_flight.popleft()

@@ -58,6 +58,9 @@ class _Waiting(Publication, kw_only=True, eq=False):
 class _Owner:
     """Hands what became of publications to who waits for it. A `PublicationOwner`."""
 
+    abandoned = False
+    """A backend's requests have no order that a late one could break."""
+
     def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:  # noqa: ARG002
         """From the publisher."""
         if isinstance(publication, _Waiting) and not publication.done.done():

@@ -100,6 +100,11 @@ class Directs:
             )
         )
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the connection is gone."""
+        return self._client.closed
+
     def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:
         """From the publisher."""
         if not isinstance(publication, _Sent):

@@ -162,6 +162,11 @@ class Publishing:
 
     # What becomes of publications (a `PublicationOwner`)
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the connection is gone."""
+        return self._client.closed
+
     def published(self, publication: Publication, seq: int, tag: bytes, duplicate: bool) -> None:
         """From the publisher."""
         if not isinstance(publication, _Pending):

@@ -235,6 +235,8 @@ async def test_without_a_queue_publishes_are_refused_at_once_while_redis_is_away
 
 
 class _Owner:
+    abandoned = False
+
     def __init__(self) -> None:
         self.stored: list[bytes] = []
         self.refusals: list[tuple[bytes, str]] = []

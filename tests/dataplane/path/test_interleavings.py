@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+import json
 import socket
 import weakref
 from collections.abc import AsyncIterator, Callable
@@ -42,6 +43,8 @@ async def admin(redis_server: RedisServer) -> "AsyncIterator[redis.asyncio.Redis
 
 class Owner:
     """Counts what becomes of its publications."""
+
+    abandoned = False
 
     def __init__(self) -> None:
         self.stored: list[bytes] = []
@@ -149,6 +152,60 @@ async def test_what_waited_for_redis_is_not_stored_again_where_it_was_resent_mea
     assert (await ada.until("error"))["code"] == "unknown_key"
     newest = await again.published("lobby", "last")
     assert newest["seq"] == 102
+
+
+async def test_what_waited_over_a_connection_that_has_ended_does_not_follow_what_its_client_sent_later(
+    redis_server: RedisServer, instances: Instances, peers: Peers, admin: "redis.asyncio.Redis"
+) -> None:
+    """The client knows less of the room than its instance did, so that only the other one can't judge it."""
+    one, two = await instances(redis_server, 2, rooms={"log_max_messages": 32}, security=FAST)
+    ada, bob, again = await peers(one), await peers(one), await peers(two)
+    since = (await ada.join("lobby"))["pos"]
+    await bob.join("lobby")
+    await again.join("lobby")
+    for number in range(100):
+        await bob.published("lobby", number)
+    await one.broker.shards[0].links["publisher"].stop()
+    await ada.publish("lobby", "with a key", key="k")
+    await ada.publish("lobby", "once, without one")
+    await bob.publish("lobby", "of one who stays", key="k2")
+    await until(lambda: one.broker.publisher.depth == 3)
+    await ada.socket.close()
+    await until(lambda: one.metrics.connections == 1)
+    await again.publish("lobby", "with a key", key="k", since=since)
+    assert (await again.until("error"))["code"] == "unknown_key"
+    await again.published("lobby", "later")
+    one.broker.shards[0].links["publisher"].start()
+    assert (await bob.until("ack"))["id"] == 101
+    assert one.broker.publisher.depth == 0
+    entries = await admin.xrevrange(one.broker.address("lobby").log, count=4)
+    assert [json.loads(fields[b"m"])["data"] for _, fields in reversed(entries)] == [
+        99,
+        "later",
+        "once, without one",
+        "of one who stays",
+    ]
+
+
+async def test_what_was_published_just_before_the_connection_ends_is_stored_where_redis_is_there(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    """Whether it has a key or not, and whether it was sent when the end was noticed or not."""
+    (one,) = await instances(redis_server, security=FAST)
+    bob = await peers(one)
+    await bob.join("lobby")
+    for number in range(20):
+        ada = await peers(one)
+        await ada.join("lobby")
+        redis_server.pause()  # the first ones are under way, and the others wait behind them
+        await ada.publish("lobby", [number, 0], key=f"k-{number}")
+        await until(lambda: one.broker.publisher.depth == 1)
+        await ada.publish("lobby", [number, 1], key=f"l-{number}")
+        await ada.publish("lobby", [number, 2])
+        await ada.socket.close()
+        await until(lambda: one.metrics.connections == 1)
+        redis_server.resume()
+        assert [message["data"] for message in await bob.messages(3)] == [[number, n] for n in range(3)]
 
 
 async def test_what_waits_is_refused_where_redis_no_longer_gives_what_was_asked(

@@ -20,7 +20,7 @@ from tableforge_dataplane.broker.cluster import ShardedPublisher
 from tableforge_dataplane.broker.connection import RedisConnection
 from tableforge_dataplane.broker.fence import Fence, Needs
 from tableforge_dataplane.broker.publications import Publication, RefusalCode, new_tag
-from tableforge_dataplane.broker.publisher import OVERTAKEN, WAITING_BYTES, Publisher
+from tableforge_dataplane.broker.publisher import ABANDONED, OVERTAKEN, WAITING_BYTES, Publisher
 from tableforge_dataplane.broker.scripts import publish_script
 from tableforge_dataplane.broker.shard import Shard
 from tableforge_dataplane.broker.state import ServerFacts
@@ -177,6 +177,7 @@ class Owner:
     """Hears what becomes of publications."""
 
     def __init__(self) -> None:
+        self.abandoned = False
         self.stored: list[bytes] = []
         self.refused_ones: list[tuple[bytes, str]] = []
 
@@ -212,8 +213,11 @@ class Run:
         limits = LogLimits(max_messages=1000, max_bytes=1_000_000, max_age_ms=1000)
         self._heads = {room: head(RoomAddress.of("test", room, limits)) for room in ROOMS}
         self._owner = Owner()
+        self._leaver = Owner()
+        """Its connection ends in the midst of it."""
         self.sent: dict[str, list[bytes]] = {room: [] for room in ROOMS}
         self.refused = 0
+        self.abandoned = 0
         self._dropped: list[FakeShard] = []
         """Whose fence's connection ends: the node has lost its place."""
 
@@ -221,13 +225,16 @@ class Run:
         for shard in self._shards.all:
             await self._connect(shard)
         self._shards.refresh()
-        for _ in range(250):
+        for step in range(250):
+            self._leaver.abandoned = step >= 125
             await self._step()
             if self._rng.random() < 0.7:
                 await asyncio.sleep(0)
         await self._finish()
         assert {message for _, message in self._owner.refused_ones} <= {OVERTAKEN}
-        refused = {key for key, _ in self._owner.refused_ones}
+        assert {message for _, message in self._leaver.refused_ones} <= {OVERTAKEN, ABANDONED}
+        refusals = [*self._owner.refused_ones, *self._leaver.refused_ones]
+        refused = {key for key, _ in refusals}
         for room in ROOMS:
             log = self._world.logs[room]
             order = {key: number for number, key in enumerate(self.sent[room])}
@@ -236,9 +243,10 @@ class Run:
             taken = [key for key in self.sent[room] if key not in refused]
             assert [key for key in log if key not in refused] == taken, room
         stored = sorted(key for keys in self.sent.values() for key in keys if key not in refused)
-        assert sorted(self._owner.stored) == stored
+        assert sorted(self._owner.stored + self._leaver.stored) == stored
         assert (self._router.load.count, self._router.load.size_bytes) == (0, 0)
-        self.refused = len(refused)
+        self.abandoned = sum(message == ABANDONED for _, message in refusals)
+        self.refused = len(refused) - self.abandoned
 
     async def _step(self) -> None:
         rng = self._rng
@@ -304,9 +312,16 @@ class Run:
     def _publish(self, room: str) -> None:
         key = b"%s-%d" % (room.encode(), len(self.sent[room]))
         self.sent[room].append(key)
+        leaves = not self._leaver.abandoned and len(self.sent[room]) % 2 == 0
         self._router.publish(
             Publication(
-                head=self._heads[room], tag=new_tag(), origin=b"o", key=key, body=b"{}", owner=self._owner
+                head=self._heads[room],
+                tag=new_tag(),
+                origin=b"o",
+                key=key,
+                body=b"{}",
+                owner=self._leaver if leaves else self._owner,
+                others_may_send_it=leaves,
             )
         )
 
@@ -390,7 +405,7 @@ class Run:
 async def test_each_room_keeps_its_order_whatever_moves_when(
     losses: bool, hasty: bool, failovers: bool
 ) -> None:
-    published = refused = 0
+    published = refused = abandoned = 0
     for seed in range(SEEDS):
         run = Run(seed, losses=losses, hasty=hasty, failovers=failovers)
         try:
@@ -399,6 +414,8 @@ async def test_each_room_keeps_its_order_whatever_moves_when(
             raise AssertionError(f"seed {seed}: {error}") from error
         published += sum(len(keys) for keys in run.sent.values())
         refused += run.refused
+        abandoned += run.abandoned
+    assert abandoned > 0
     assert published > 100 * SEEDS
     # only there can one be overtaken, and then it is refused rather than stored too late
     assert refused == 0 or (hasty and refused < published / 10)
