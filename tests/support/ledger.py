@@ -275,8 +275,8 @@ def _disorder(member: str, got: list[Got], unknown: Mapping[Sent, str]) -> list[
     """What came in another order than it was sent.
 
     Who was told `unknown_key` may find the message stored all the same, by an instance that it was on before:
-    where that one had given it to Redis already when its connection ended, or does not know yet that it has, as
-    with one that is silent. Its place was promised to nobody. What an instance holds back beyond that it drops.
+    where that one had given it to Redis already when its connection ended, or does not know yet that it has,
+    as with one that is silent. Its place was promised to nobody. What else it held back it drops.
     """
     found: list[str] = []
     latest: dict[str, Got] = {}

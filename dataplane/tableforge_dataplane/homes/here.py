@@ -9,6 +9,9 @@ from typing import Final
 
 SOMEBODY_HERE: Final = math.inf
 
+LOST_MOST: Final = 3
+"""So many homes a room may lose before it is clear that its members here don't go where it lives."""
+
 
 class Here:
     """Rooms by home, and homes by room, as one instance needs them."""
@@ -22,6 +25,8 @@ class Here:
         """Rooms that have their home here, with members here or without."""
         self.wanted: dict[str, bool] = {}
         """Rooms with members here that want a home, and whether this instance asks for it itself."""
+        self._lost: dict[str, int] = {}
+        """How many homes elsewhere a room with members here has lost since this instance took rooms last."""
         self._empty: dict[str, float] = {}
         """Those of `own` that nobody here is in, and since when; the earliest come first."""
 
@@ -38,6 +43,7 @@ class Here:
         """The room has no member here any more."""
         self.rooms.pop(room, None)
         self.wanted.pop(room, None)
+        self._lost.pop(room, None)
         if room in self.own:
             self._empty[room] = now
 
@@ -47,6 +53,20 @@ class Here:
         for room in rooms:
             if room in self.rooms:
                 self.wanted.setdefault(room, itself)
+
+    def want_homes(self, *, takes: bool) -> None:
+        """Rooms with members here that have no home want one. `takes`: this instance takes rooms.
+
+        Where it takes none, each gets one elsewhere, is freed there because nobody comes, and so on: after a
+        few times it is left without, until it has a first member elsewhere too, or this instance takes rooms.
+        """
+        if takes:
+            self._lost.clear()
+        self.want((room for room in self.homeless() if self._lost.get(room, 0) < LOST_MOST), itself=True)
+
+    def nobody_takes(self) -> None:
+        """What was asked for before is not asked for again now."""
+        self.wanted = {room: itself for room, itself in self.wanted.items() if not itself}
 
     def take_wanted(self, most: int) -> list[tuple[str, bool]]:
         """Up to `most` of them, the oldest first; they are no longer wanted."""
@@ -71,6 +91,8 @@ class Here:
             self._empty.pop(room, None)
         if room not in self.rooms or self.rooms[room] == home:
             return False
+        if home is None and self.rooms[room] != self.this:
+            self._lost[room] = self._lost.get(room, 0) + 1
         self.rooms[room] = home
         return True
 

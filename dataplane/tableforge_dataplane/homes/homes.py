@@ -328,7 +328,7 @@ class Homes:
             await self._look_at(named)
         await self._learn_addresses()
         await self._free_empty(now)
-        self._here.want(self._here.homeless(), itself=True)
+        self._here.want_homes(takes=standing is not None and standing.takes_rooms)
         if self._here.wanted:
             self._wanted.set()
         numbers = (self._metrics.homes, self.following())
@@ -447,6 +447,9 @@ class Homes:
                         if rooms:
                             homes = await self.directory.place(rooms, itself=itself, dead=self._dead)
                             self._learn(rooms, homes)
+                            if None in homes:
+                                # asking for the others changes nothing: they wait for the next renewal
+                                self._here.nobody_takes()
                             if {*homes} - {None, self.this} - self._asked_about:
                                 self._again.set()  # nobody has said yet where that one is
             except REDIS_FAILURES as error:

@@ -8,7 +8,9 @@ import pytest
 
 from tableforge_dataplane.contract.fleet import InstanceOrder, Orders, RoomMove
 from tableforge_dataplane.contract.settings import PlacementStrategy
-from tableforge_dataplane.homes.directory import Told
+from tableforge_dataplane.homes import homes
+from tableforge_dataplane.homes.directory import Directory, Told
+from tableforge_dataplane.homes.here import LOST_MOST
 from tests.dataplane.homes.directories import KEYS, Directories, One
 from tests.dataplane.homes.fleets import agreed, command, enter, fleet
 from tests.dataplane.path.instances import Instances, until
@@ -261,3 +263,72 @@ async def test_a_home_that_takes_nobody_is_not_asked_for_at_each_join(
         await until(lambda room=room: one.homes.home_of(room) == "instance-2")  # type: ignore[misc]
     await one._registry.link.call(one._registry.link.redis.ping())
     assert looks == 0
+
+
+class Counted:
+    """One of a directory's calls, counted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, directory: Directory, name: str) -> None:
+        self.calls: list[dict[str, Any]] = []
+        self.rooms: Counter[str] = Counter()
+        """Where these are what the call is about."""
+        call = getattr(directory, name)
+
+        async def counted(*args: Any, **more: Any) -> Any:
+            answer = await call(*args, **more)
+            self.calls.append(more)
+            self.rooms.update(args[0])
+            return answer
+
+        monkeypatch.setattr(directory, name, counted)
+
+    async def more(self, count: int) -> None:
+        """Wait for so many more."""
+        wanted = len(self.calls) + count
+        await until(lambda: len(self.calls) >= wanted)
+
+
+def cordon(*names: str, fence: int, cordoned: bool = True) -> Orders:
+    orders = [InstanceOrder(instance=name, cordoned=cordoned) for name in names]
+    return Orders(fence=fence, id=f"cordon-{fence}", instances=orders)
+
+
+async def test_rooms_that_nobody_takes_cost_one_call_a_renewal_until_somebody_does(
+    instances: Instances, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two = await fleet(instances, redis_server, 2)
+    await command(one, cordon("instance-1", "instance-2", fence=1))
+    await until(lambda: one.homes.cordoned and two.homes.cordoned)
+    places = Counted(monkeypatch, one.homes.directory, "place")
+    enter(ROOMS, one)
+    await places.more(len(ROOMS) // 100)
+    looks = Counted(monkeypatch, one.homes.directory, "told")
+    places.calls.clear()
+    await looks.more(10)
+    assert 5 <= len(places.calls) <= 11
+    assert all(call["itself"] for call in places.calls)
+    await command(one, cordon("instance-2", fence=2, cordoned=False))
+    await until(lambda: agreed(ROOMS, one) == dict.fromkeys(ROOMS, "instance-2"))
+
+
+async def test_a_room_whose_members_stay_where_no_room_can_live_does_not_come_and_go_for_ever(
+    instances: Instances, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(homes, "EMPTY_FOR_HEARTBEATS", 1)
+    one, two = await fleet(instances, redis_server, 2)
+    await command(one, cordon("instance-1", fence=1))
+    await until(lambda: one.homes.cordoned)
+    frees = Counted(monkeypatch, two.homes.directory, "free")
+    looks = Counted(monkeypatch, one.homes.directory, "told")
+    enter(["left", "joined"], one)
+    await until(lambda: agreed(["left", "joined"], one) is not None)
+    await until(lambda: frees.rooms == {"left": LOST_MOST, "joined": LOST_MOST})
+    await until(lambda: {one.homes.home_of("left"), one.homes.home_of("joined")} == {None})
+    # an empty room would be freed after two of these
+    await looks.more(15)
+    assert frees.rooms == {"left": LOST_MOST, "joined": LOST_MOST}
+    enter(["joined"], two)
+    await until(lambda: agreed(["joined"], one, two) == {"joined": "instance-2"})
+    assert one.homes.home_of("left") is None
+    await command(one, cordon("instance-1", fence=2, cordoned=False))
+    await until(lambda: one.homes.home_of("left") == "instance-1")
