@@ -6,8 +6,8 @@ one home, at an instance that lives, the index says the same, and who can be is 
 
 import asyncio
 import dataclasses
-from collections.abc import Collection
-from contextlib import AsyncExitStack
+from collections.abc import AsyncIterator, Callable, Collection
+from contextlib import AsyncExitStack, asynccontextmanager
 
 import aiohttp
 import msgspec
@@ -86,6 +86,49 @@ async def at_last(instance: DataplaneProcess, body: FleetCommand) -> FleetAnswer
             if (answer := await answer_to(instance, body)) is not None:
                 return answer
             await asyncio.sleep(0.05)
+
+
+async def quick(
+    dataplane: DataplaneFleet, redis: RedisServer, look: Directories, count: int, **changes: str
+) -> list[DataplaneProcess]:
+    """Start so many more, and wait until all there are take rooms."""
+    started = await dataplane(redis, count, **{**QUICK, **changes})  # type: ignore[arg-type]
+    await all_take_rooms(look, len(dataplane.processes))
+    return started
+
+
+@asynccontextmanager
+async def everybody_talks(
+    instances: list[DataplaneProcess],
+    look: Directories,
+    *,
+    seed: int,
+    members: int = 12,
+    rooms: int = 6,
+    membership: Callable[[list[str], list[str]], Rooms] = one_room_each,
+) -> AsyncIterator[tuple[Ledger, Rooms]]:
+    """Members, all where their rooms live, who publish until the block ends; then all that was acknowledged
+    has arrived or is missed."""
+    async with Ledger(
+        [one.url for one in instances],
+        members=members,
+        rooms=rooms,
+        seed=seed,
+        membership=membership,
+        backoff_base=0.05,
+    ) as ledger:
+        joined = membership(ledger.book.members, ledger.book.rooms)
+        quiet = asyncio.Event()
+        talking = asyncio.create_task(ledger.talk(per_second=60, until=quiet))
+        try:
+            await everybody_home(ledger, look, joined)
+            yield ledger, joined
+            quiet.set()
+            await talking
+        finally:
+            talking.cancel()
+        await ledger.settle(timeout_seconds=30)
+        await ledger.read_logs()
 
 
 def all_to(target: str, homes: dict[str, str]) -> list[RoomMove]:
@@ -178,24 +221,9 @@ async def test_a_replica_takes_over_in_the_middle_of_moves_without_having_heard_
         }
         look = Directories(environ)
         stack.push_async_callback(look.close)
-        instances = await dataplane(
-            first,
-            3,
-            **{**QUICK, **environ, "TABLEFORGE_REDIS_DURABILITY": "Replica"},  # type: ignore[arg-type]
-        )
-        await all_take_rooms(look, 3)
-        async with Ledger(
-            [one.url for one in instances],
-            members=12,
-            rooms=6,
-            seed=11,
-            membership=one_room_each,
-            backoff_base=0.05,
-        ) as ledger:
-            rooms = one_room_each(ledger.book.members, ledger.book.rooms)
-            over, quiet = asyncio.Event(), asyncio.Event()
-            talking = asyncio.create_task(ledger.talk(per_second=60, until=quiet))
-            await everybody_home(ledger, look, rooms)
+        instances = await quick(dataplane, first, look, 3, **environ, TABLEFORGE_REDIS_DURABILITY="Replica")
+        async with everybody_talks(instances, look, seed=11) as (ledger, rooms):
+            over = asyncio.Event()
             mover = Mover(instances, look)
             moving = asyncio.create_task(mover.run(over))
             await mover.more(12)
@@ -220,10 +248,6 @@ async def test_a_replica_takes_over_in_the_middle_of_moves_without_having_heard_
             target = names[(names.index(homes[ledger.book.rooms[0]]) + 1) % len(names)]
             await eventually(lambda: _all_moved(instances[0], look, target))
             assert await right(ledger, look, rooms, instances) == dict.fromkeys(homes, target)
-            quiet.set()
-            await talking
-            await ledger.settle(timeout_seconds=30)
-            await ledger.read_logs()
     verdict = ledger.check()
     assert not verdict.broken, verdict.describe()
     # those that were on the way to a primary that died with them: nobody can tell
@@ -247,25 +271,11 @@ async def _names(sentinels: RedisSentinels, server: RedisServer) -> bool:
 async def test_the_target_of_a_move_is_killed(
     redis_server: RedisServer, dataplane: DataplaneFleet, look: Directories, arrivals: int
 ) -> None:
-    instances = await dataplane(
-        redis_server,
-        3,
-        # slow enough that some have come while others are still on their way
-        **{**QUICK, "TABLEFORGE_ROLLOUT_MAX_RECONNECTS_PER_SECOND": "6"},  # type: ignore[arg-type]
-    )
-    await all_take_rooms(look, 3)
-    async with Ledger(
-        [one.url for one in instances],
-        members=12,
-        rooms=6,
-        seed=12,
-        membership=one_room_each,
-        backoff_base=0.05,
-    ) as ledger:
-        rooms = one_room_each(ledger.book.members, ledger.book.rooms)
-        quiet = asyncio.Event()
-        talking = asyncio.create_task(ledger.talk(per_second=60, until=quiet))
-        homes = await everybody_home(ledger, look, rooms)
+    # slow enough that some have come while others are still on their way
+    slow = {"TABLEFORGE_ROLLOUT_MAX_RECONNECTS_PER_SECOND": "6"}
+    instances = await quick(dataplane, redis_server, look, 3, **slow)
+    async with everybody_talks(instances, look, seed=12) as (ledger, rooms):
+        homes = await look.homes()
         target = next(one for one in instances if one.instance == homes[ledger.book.rooms[0]])
         others = [one for one in instances if one is not target]
         moves = all_to(target.instance, homes)
@@ -286,37 +296,20 @@ async def test_the_target_of_a_move_is_killed(
         await until(lambda: {one.instance for one in others}.issuperset(ledger.present.values()))
         served = ledger.acknowledged
         await until(lambda: heard_since(ledger, served) == set(ledger.book.members))
-        quiet.set()
-        await talking
-        await ledger.settle(timeout_seconds=30)
-        await ledger.read_logs()
     clean(ledger.check())
 
 
 async def test_a_room_moves_to_an_instance_that_cannot_take_all_its_members(
     redis_server: RedisServer, dataplane: DataplaneFleet, look: Directories, peers: Peers
 ) -> None:
-    large = await dataplane(redis_server, 2, **QUICK)  # type: ignore[arg-type]
-    await all_take_rooms(look, 2)
-    async with Ledger(
-        [one.url for one in large],
-        members=14,
-        rooms=4,
-        seed=13,
-        membership=one_is_busy,
-        backoff_base=0.05,
-    ) as ledger:
-        rooms = one_is_busy(ledger.book.members, ledger.book.rooms)
+    large = await quick(dataplane, redis_server, look, 2)
+    async with everybody_talks(large, look, seed=13, members=14, rooms=4, membership=one_is_busy) as (
+        ledger,
+        rooms,
+    ):
         busy = ledger.book.rooms[0]
-        quiet = asyncio.Event()
-        talking = asyncio.create_task(ledger.talk(per_second=60, until=quiet))
         homes = await right(ledger, look, rooms, large)
-        [small] = await dataplane(
-            redis_server,
-            1,
-            **{**QUICK, "WS_MAX_CONNECTIONS": str(SMALL_CAPACITY)},  # type: ignore[arg-type]
-        )
-        await all_take_rooms(look, 3)
+        [small] = await quick(dataplane, redis_server, look, 1, WS_MAX_CONNECTIONS=str(SMALL_CAPACITY))
         move = RoomMove(room=busy, source=homes[busy], target=small.instance)
         answer = await command(large[0], Move(fence=1, id="m", moves=[move]))
         assert [one.outcome for one in answer.moves] == ["moved"]
@@ -344,10 +337,6 @@ async def test_a_room_moves_to_an_instance_that_cannot_take_all_its_members(
         assert {
             member: ledger.present[member] for member in ledger.book.members if rooms[member] != [busy]
         } == {member: homes[joined] for member, [joined] in rooms.items() if joined != busy}
-        quiet.set()
-        await talking
-        await ledger.settle(timeout_seconds=30)
-        await ledger.read_logs()
     clean(ledger.check())
     assert ledger.reconnects == 0
 
@@ -355,21 +344,9 @@ async def test_a_room_moves_to_an_instance_that_cannot_take_all_its_members(
 async def test_of_two_who_give_commands_the_older_is_refused_everywhere_once_the_newer_has_spoken(
     redis_server: RedisServer, dataplane: DataplaneFleet, look: Directories
 ) -> None:
-    instances = await dataplane(redis_server, 3, **QUICK)  # type: ignore[arg-type]
-    await all_take_rooms(look, 3)
+    instances = await quick(dataplane, redis_server, look, 3)
     one, two, three = (each.instance for each in instances)
-    async with Ledger(
-        [each.url for each in instances],
-        members=12,
-        rooms=6,
-        seed=14,
-        membership=one_room_each,
-        backoff_base=0.05,
-    ) as ledger:
-        rooms = one_room_each(ledger.book.members, ledger.book.rooms)
-        quiet = asyncio.Event()
-        talking = asyncio.create_task(ledger.talk(per_second=60, until=quiet))
-        await everybody_home(ledger, look, rooms)
+    async with everybody_talks(instances, look, seed=14) as (ledger, rooms):
         newer_spoke = asyncio.Event()
         older_was_heard = asyncio.Event()
         older: list[tuple[bool, FleetAnswer]] = []
@@ -421,8 +398,4 @@ async def test_of_two_who_give_commands_the_older_is_refused_everywhere_once_the
         answer = await at_last(instances[0], Move(fence=2, id="last", moves=moves))
         assert {found.outcome for found in answer.moves} == {"moved"}
         assert await right(ledger, look, rooms, instances) == dict.fromkeys(ledger.book.rooms, three)
-        quiet.set()
-        await talking
-        await ledger.settle(timeout_seconds=30)
-        await ledger.read_logs()
     clean(ledger.check())
