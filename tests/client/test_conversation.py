@@ -414,7 +414,8 @@ async def test_closing_waits_for_outstanding_acks(peer: ScriptedPeer) -> None:
         publishing = asyncio.create_task(room.publish("move"))
         command = await connection.expect("publish")
         closing = asyncio.create_task(client.close(flush_timeout=5))
-        await asyncio.sleep(0.05)
+        assert await connection.silent(0.05)
+        assert not closing.done()
         await connection.ack(command, 1)
         assert (await publishing).seq == 1
         assert await connection.closed() == 1000

@@ -160,7 +160,7 @@ async def test_a_move_leaves_no_gap_and_never_shows_as_a_lost_connection(
         async def talk() -> None:
             for number in range(300):
                 await (spoken if number % 2 else own).publish("n", number)
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # a pace
 
         talking = asyncio.create_task(talk())
         await numbers(spoken, 50)
@@ -187,10 +187,8 @@ async def test_a_move_opens_the_new_connection_before_it_gives_up_the_old_one(pe
         got = [await room.receive()]
         publishing = asyncio.create_task(room.publish("n", "unanswered"))
         first = await old.expect("publish")
+        # another host's address is not followed, but the wish is: the same one again
         await old.send(type="migrate", url="ws://elsewhere.example/ws", after=0.0, reason="rebalancing")
-        await asyncio.sleep(
-            0.1
-        )  # another host's address is not followed, but the wish is: the same one again
         new = await peer.connection()
         await old.message("t", 3)
         await new.welcome("new")

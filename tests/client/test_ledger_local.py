@@ -17,6 +17,8 @@ from tests.support.redis import RedisServer
 
 MESSAGES = 2000
 OVER_SECONDS = 35.0
+SOME_PUBLISHES_BYTES = 1_000
+"""What an instance sends to Redis for a few, and for nothing else at once."""
 
 
 class Breaker:
@@ -74,7 +76,7 @@ class Breaker:
                 # what it sends to Redis is stored once Redis goes on, and nobody is told
                 self._redis.pause()
                 await self._ledger.busy(at_least=8)
-                await asyncio.sleep(0.1)
+                await self._redis.until_unread(SOME_PUBLISHES_BYTES)
                 await instance.kill9()
                 self._redis.resume()
                 await asyncio.sleep(away_seconds)

@@ -9,9 +9,11 @@ import pytest
 from tableforge_client import Client, Message, Reset, Room, State, connect
 from tableforge_client.routes import destination
 from tests.support.children import free_port
+from tests.support.forward import forward
 from tests.support.scripted_peer import PeerConnection, ScriptedPeer
 from tests.support.states import States
 
+STABLE_AFTER = 60.0
 HERE = "ws://127.0.0.1:4000/ws?tenant=7"
 
 
@@ -108,10 +110,10 @@ class Moving:
 
 
 async def test_a_client_that_moves_twice_keeps_every_message_and_comes_back_by_its_own_address(
-    peer: ScriptedPeer,
+    peer: ScriptedPeer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with AsyncExitStack() as stack:
-        moving = await Moving.enter(stack, peer, stable_after=0.05)
+        moving = await Moving.enter(stack, peer, stable_after=STABLE_AFTER)
         first = moving.connection
         await moving.told("/i/one/ws")
         await moving.arrives(peer, "/i/one/ws")
@@ -123,9 +125,7 @@ async def test_a_client_that_moves_twice_keeps_every_message_and_comes_back_by_i
         assert await second.closed() == 1000
         await moving.still_served(3)
         assert moving.undisturbed
-        await asyncio.sleep(
-            0.1
-        )  # longer than `stable_after`: that address lasted, and is none of the application's
+        forward(monkeypatch, STABLE_AFTER)  # that address lasted, and is none of the application's
         await moving.connection.close(1012, "this instance is leaving")
         await moving.arrives(peer, "/ws", pos="3-t")
         await moving.still_served(4)

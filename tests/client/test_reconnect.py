@@ -410,12 +410,14 @@ async def test_cancelling_while_connecting_leaves_nothing_behind(peer: ScriptedP
 
 
 async def test_an_exception_in_the_block_closes_without_waiting(peer: ScriptedPeer) -> None:
+    published = asyncio.Event()
+
     async def use() -> None:
         async with connect(peer.url) as client:
             room = await client.join("table:1")
             async with asyncio.TaskGroup() as group:
                 group.create_task(room.publish("move"))
-                await asyncio.sleep(0.05)
+                await published.wait()
                 raise ZeroDivisionError
 
     using = asyncio.create_task(use())
@@ -423,6 +425,7 @@ async def test_an_exception_in_the_block_closes_without_waiting(peer: ScriptedPe
     await connection.welcome()
     await connection.join("table:1")
     await connection.expect("publish")
+    published.set()
     assert await connection.closed() == 1000
     with pytest.raises(ExceptionGroup):
         await using

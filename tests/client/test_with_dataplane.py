@@ -19,11 +19,16 @@ from tableforge_client import (
     connect,
 )
 from tableforge_client.__main__ import development_token
+from tableforge_client.tokens import expires_at
 from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import eventually
 from tests.support.states import States
 
 SECRET = "0123456789abcdef0123456789abcdef"
+
+SMALLEST_PUBLISH_BYTES = 200
+"""What an instance sends to Redis for one, at least."""
 
 
 async def messages(room: Room, count: int, *, within: float = 15.0) -> list[Message]:
@@ -103,8 +108,7 @@ async def test_a_publish_whose_ack_was_lost_is_sent_again_and_stored_once(
         victim = one if client.instance == one.instance else two
         redis_server.pause()  # what the instance sends now waits in Redis's socket, to be carried out later
         publishes = [asyncio.create_task(room.publish("n", n)) for n in range(1, 6)]
-        await client.ping()  # so the instance has read them
-        await asyncio.sleep(0.2)
+        await redis_server.until_unread(5 * SMALLEST_PUBLISH_BYTES)
         await victim.kill9()
         redis_server.resume()
         acks = await asyncio.gather(*publishes)
@@ -145,7 +149,16 @@ async def test_a_queue_that_is_full_means_later_not_never(
         room = await client.join("table:1")
         await redis_server.kill9()
         publishes = [asyncio.create_task(room.publish("n", n)) for n in range(30)]
-        await asyncio.sleep(0.5)
+
+        async def refused() -> bool:
+            _, page = await instance.get("/metrics", port=instance.http_port)
+            return any(
+                line.startswith(b"tableforge_websocket_publishes_refused_total{")
+                and b'reason="unavailable"' in line
+                for line in page.splitlines()
+            )
+
+        await eventually(refused)
         await redis_server.start()
         async with asyncio.timeout(20):
             await asyncio.gather(*publishes)
@@ -278,19 +291,22 @@ async def test_an_expired_token_is_renewed_without_losing_anything(
     redis_server: RedisServer, dataplane: DataplaneFleet
 ) -> None:
     (instance,) = await dataplane(redis_server, 1, AUTH_REQUIRED="true", JWT_SECRET=SECRET)
-    asked = 0
+    tokens: list[str] = []
 
     def token() -> str:
-        nonlocal asked
-        asked += 1
-        return development_token("ada", SECRET, seconds=2 if asked == 1 else 3600)
+        tokens.append(development_token("ada", SECRET, seconds=3600 if tokens else 2))
+        return tokens[-1]
+
+    async def outlived() -> bool:
+        """Whether there is another one, and the first is good no more. (Time does that, and tells nobody.)"""
+        return len(tokens) > 1 and time.time() > (expires_at(tokens[0]) or 0.0)
 
     states = States()
     async with connect(instance.url, token=token, on_state=states, backoff_base=0.05) as client:
         room = await client.join("table:1")
-        await asyncio.sleep(2.5)
+        await eventually(outlived)
         await room.publish("still here")
-        assert asked == 2
+        assert len(tokens) == 2
         assert [change.state for change in states.seen] == [State.CONNECTING, State.CONNECTED]
 
 

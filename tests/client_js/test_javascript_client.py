@@ -64,7 +64,7 @@ async def test_killed_instances_cost_no_message(
             victim = next((each for each in instances if each.instance == at), instances[0])
             await victim.kill9()
             await victim.start()
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # a pace
     async with asyncio.timeout(30):
         acks = await asyncio.gather(*publishes)
     assert [ack["seq"] for ack in acks] == list(range(1, 401))
@@ -86,7 +86,7 @@ async def test_a_drained_instance_hands_its_clients_over_without_a_gap(
     publishes = []
     while not drained.done():
         publishes.append(js.begin("publish", "ada", room="r", event="n", data=len(publishes)))
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0.01)  # a pace
     assert await drained == 0
     async with asyncio.timeout(20):
         await asyncio.gather(*publishes)

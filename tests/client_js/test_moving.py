@@ -303,7 +303,7 @@ async def test_real_instances_send_their_clients_after_a_room_that_moves(
         while True:
             number = len(publishes)
             publishes.append(js.begin("publish", clients[number % 3], room="r", event="n", data=number))
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # a pace
 
     talking = asyncio.create_task(talk())
     for source, target in ((one, two), (two, one)):

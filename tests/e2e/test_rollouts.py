@@ -158,7 +158,7 @@ async def knocking(url: str) -> AsyncIterator[list[str]]:
                         made += 1
                 except (aiohttp.ClientError, OSError) as error:
                     refused.append(f"{type(error).__name__}: {error}")
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(0.2)  # a pace
 
     knocker = asyncio.create_task(knock())
     try:
@@ -248,7 +248,7 @@ async def new_images_by_both_strategies(tables: Cluster) -> None:
         async def publish() -> None:
             while not publishing.is_set():
                 await ledger.publish(30, over_seconds=1.0)
-                await asyncio.sleep(1.0)
+                await asyncio.sleep(1.0)  # a pace
 
         async with knocking(url) as refused, asyncio.TaskGroup() as both:
             both.create_task(publish())

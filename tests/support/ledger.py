@@ -342,7 +342,7 @@ class Ledger:
         self._numbers: collections.Counter[tuple[str, str]] = collections.Counter()
         self._news = asyncio.Event()
         self._in_flight = 0
-        self._began_one = asyncio.Event()
+        self._began_or_ended = asyncio.Event()
         self._stack = AsyncExitStack()
         self.again: list[Again] = []
         """The connections that members made, their first ones aside."""
@@ -393,8 +393,15 @@ class Ledger:
     async def busy(self, at_least: int) -> None:
         """Wait until so many publishes are on the way: when a fault finds something to lose."""
         while self._in_flight < at_least:
-            self._began_one.clear()
-            await self._began_one.wait()
+            self._began_or_ended.clear()
+            await self._began_or_ended.wait()
+
+    async def more(self, acknowledged: int) -> None:
+        """Wait until so many more publishes are acknowledged."""
+        wanted = self.acknowledged + acknowledged
+        while self.acknowledged < wanted:
+            self._began_or_ended.clear()
+            await self._began_or_ended.wait()
 
     async def publish(self, count: int, *, over_seconds: float) -> None:
         """Publish `count` messages, all members together, evenly over the time where the service keeps up.
@@ -522,7 +529,7 @@ class Ledger:
 
     async def _publish_one(self, member: _Member, sent: Sent) -> None:
         self._in_flight += 1
-        self._began_one.set()
+        self._began_or_ended.set()
         try:
             ack = await member.rooms[sent.room].publish("entry", {"by": sent.member, "n": sent.number})
         except TableForgeError as error:
@@ -531,6 +538,7 @@ class Ledger:
             self.book.acks[sent] = ack
         finally:
             self._in_flight -= 1
+            self._began_or_ended.set()
 
     async def _history(self, room: str, *, after: str | None) -> History:
         """Asked until it is answered: a member may be on its way back from what the test did."""

@@ -202,9 +202,25 @@ class RedisServer:
         assert self._child is not None, "not running"
         self._child.send(signal.SIGCONT)
 
+    async def until_unread(self, at_least: int, *, clients: int = 1, within: float = 30.0) -> None:
+        """Wait until so many clients have each sent so many bytes that it has not read: while it is paused,
+        what it will carry out later. Raises TimeoutError."""
+        async with asyncio.timeout(within):
+            while sum(size >= at_least for size in self._unread()) < clients:  # noqa: ASYNC110  # as the kernel
+                await asyncio.sleep(0.005)
+
     def output(self) -> str:
         """What it logged last."""
         return self._child.output() if self._child is not None else ""
+
+    def _unread(self) -> list[int]:
+        """The bytes that wait in each client's socket, by the kernel."""
+        found = []
+        for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
+            _, local, _, state, queues, *_ = line.split()
+            if local.endswith(f":{self.port:04X}") and state != "0A":  # not the one that listens
+                found.append(int(queues.partition(":")[2], 16))
+        return found
 
     def _spawn(self, port: int) -> Child:
         data = self.directory / "data"

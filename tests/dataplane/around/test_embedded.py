@@ -71,6 +71,10 @@ class Serving:
         lines = self.child.output(last_lines=500).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
+    def redis_states(self) -> list[str]:
+        """The reasons of all it told, in their order."""
+        return [event["reason"] for event in self.events() if event["event"] == "redis_state"]
+
     async def event(self, name: str, **fields: Any) -> dict[str, Any]:
         """The first of that name (and fields), waited for."""
         async with asyncio.timeout(30):
@@ -191,11 +195,7 @@ async def test_it_is_started_again_where_it_ends(tmp_path: Path) -> None:
         os.kill(started["pid"], signal.SIGKILL)
         await running.event("valkey_ended", code=-signal.SIGKILL)
         await running.event("redis_state", reason="Unreachable")
-        async with asyncio.timeout(20):
-            while True:
-                await asyncio.sleep(0.1)
-                if [e["reason"] for e in running.events() if e["event"] == "redis_state"][-1] == "Connected":
-                    break
+        await until(lambda: running.redis_states()[-1] == "Connected")
 
 
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -148,7 +148,7 @@ async def test_tokens_with_made_up_keys_cause_one_fetch_per_interval(provider: P
         for place in range(200):
             assert outcome(checked, token(TWO, f"made-up-{place}")) == "unauthorized"
             if place % 20 == 0:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # time for a fetch, were there one
         assert provider.fetches == 1
 
 

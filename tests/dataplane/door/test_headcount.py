@@ -1,6 +1,9 @@
 """Limits by address and user over all instances: what they tell one another, and what a crash leaves."""
 
 import asyncio
+import contextlib
+import dataclasses
+import re
 from typing import Any
 
 import pytest
@@ -13,8 +16,9 @@ from tableforge_dataplane.contract.settings import Secret
 from tableforge_dataplane.registry.headcount import ENTRIES_IN_ALL, FEWEST_ENTRIES, SMALL_FLEET, Headcount
 from tableforge_dataplane.security.tokens import mint
 from tests.dataplane.path.instances import Instances, Peers, until
-from tests.support.processes import DataplaneFleet
+from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import eventually
 
 KEY = "a-key-that-is-long-enough-for-hs256"
 BEHIND = {"trusted_proxies": "127.0.0.1/32"}
@@ -159,37 +163,62 @@ async def test_a_killed_instance_leaves_no_count_behind(
         "TABLEFORGE_CLUSTERING_FAILOVER_TIMEOUT": "1200",
     }
     one, two = await dataplane(redis_server, 2, **settings)
-    writers = [await _connected(one.port) for _ in range(2)]
-    assert all(answer == b"101" for answer, _ in writers)
-    async with asyncio.timeout(30):
-        while (found := await _connected(two.port))[0] == b"101":
-            await _gone(found[1])
+    knocks = [await _knocked(one) for _ in range(2)]
+    assert all(each.answer == b"101" for each in knocks)
+
+    async def let_in() -> bool:
+        found = await _knocked(two)
+        await found.leave()
+        return found.answer == b"101"
+
+    async def turned_away() -> bool:
+        return not await let_in()
+
+    await eventually(turned_away)
     await one.kill9()
-    async with asyncio.timeout(30):
-        while (found := await _connected(two.port))[0] != b"101":
-            await _gone(found[1])
-            await asyncio.sleep(0.1)
-    await _gone(found[1])
-    for _, writer in writers:
-        writer.close()
+    await eventually(let_in)
+    for each in knocks:
+        each.writer.close()
     redis: Any = Redis(host=redis_server.host, port=redis_server.port)
-    async with redis, asyncio.timeout(30):
-        while await redis.keys("*headcount:instance-1"):  # noqa: ASYNC110  # Redis tells nobody
-            await asyncio.sleep(0.05)
+    async with redis:
+
+        async def forgotten() -> bool:
+            return not await redis.keys("*headcount:instance-1")
+
+        await eventually(forgotten)
         kept = await redis.keys("*headcount*")
         assert all([await redis.pttl(key) > 0 for key in [*kept, *await redis.keys("*salt")]])
 
 
-async def _connected(port: int) -> tuple[bytes, asyncio.StreamWriter]:
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+@dataclasses.dataclass
+class Knock:
+    """A handshake from one address, and what came of it."""
+
+    at: DataplaneProcess
+    answer: bytes
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+
+    async def leave(self) -> None:
+        """Close it, and wait until the instance counts nobody."""
+        self.writer.write_eof()
+        with contextlib.suppress(ConnectionError):
+            await self.reader.read()
+        self.writer.close()
+
+        async def empty() -> bool:
+            _, page = await self.at.get("/metrics", port=self.at.http_port)
+            (line,) = re.findall(rb"^tableforge_websocket_connections_total.* (\S+)$", page, re.MULTILINE)
+            return float(line) == 0
+
+        await eventually(empty)
+
+
+async def _knocked(at: DataplaneProcess) -> Knock:
+    reader, writer = await asyncio.open_connection("127.0.0.1", at.port)
     writer.write(
         b"GET /ws HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
         b"X-Forwarded-For: 198.51.100.1\r\n"
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
-    return (await reader.readuntil(b"\r\n")).split()[1], writer
-
-
-async def _gone(writer: asyncio.StreamWriter) -> None:
-    writer.close()
-    await asyncio.sleep(0.15)
+    return Knock(at, (await reader.readuntil(b"\r\n")).split()[1], reader, writer)

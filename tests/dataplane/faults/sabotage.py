@@ -72,8 +72,9 @@ class Saboteur:
         self._began = time.monotonic()
         self.done: collections.Counter[str] = collections.Counter()
 
-    async def run(self) -> None:
-        """Until cancelled; each kind comes early, so that no seed leaves one out."""
+    async def run(self, tell: Callable[[], None]) -> None:
+        """Until cancelled; each kind comes early, so that no seed leaves one out. `tell` hears of each fault
+        that is mended."""
         rng = self._rng
         order = list(self.faults)
         rng.shuffle(order)
@@ -87,6 +88,7 @@ class Saboteur:
             print(f"{time.monotonic() - self._began:6.2f} s  {kind} ({draw.number}) for {draw.seconds:.2f} s")
             await self.faults[kind](draw)
             self.done[kind] += 1
+            tell()
 
     @property
     def complete(self) -> bool:
@@ -233,20 +235,18 @@ async def break_while_publishing(
     those that are `unknown` in it.
     """
     async with Ledger(urls, members=4, rooms=20, seed=seed) as ledger:
-        breaking = [asyncio.create_task(saboteur.run()) for saboteur in saboteurs]
+        mended = asyncio.Event()
+        breaking = [asyncio.create_task(saboteur.run(mended.set)) for saboteur in saboteurs]
+        enough = asyncio.create_task(_enough(saboteurs, mended, least_faults=least_faults))
         publishing = asyncio.create_task(ledger.publish(messages, over_seconds=over_seconds))
         try:
             await asyncio.wait({*breaking, publishing}, timeout=over_seconds, return_when="FIRST_COMPLETED")
-            while not any(task.done() for task in breaking) and (  # noqa: ASYNC110
-                sum(saboteur.done.total() for saboteur in saboteurs) < least_faults
-                or not all(saboteur.complete for saboteur in saboteurs)
-            ):
-                await asyncio.sleep(0.1)  # faults are counted, not announced
+            await asyncio.wait({*breaking, enough}, return_when="FIRST_COMPLETED")
             for task in breaking:
                 if task.done():
                     task.result()
         finally:
-            await _end(breaking)
+            await _end([*breaking, enough])
             await mend()
         await publishing
         await ledger.settle(timeout_seconds=60)
@@ -257,6 +257,15 @@ async def break_while_publishing(
     print(verdict.describe())
     assert verdict.acknowledged + len(verdict.unknown) == messages, verdict.describe()
     return verdict
+
+
+async def _enough(saboteurs: Sequence[Saboteur], mended: asyncio.Event, *, least_faults: int) -> None:
+    """Wait until there were so many faults, and each kind at least once."""
+    while sum(saboteur.done.total() for saboteur in saboteurs) < least_faults or not all(
+        saboteur.complete for saboteur in saboteurs
+    ):
+        mended.clear()
+        await mended.wait()
 
 
 async def _end(tasks: Collection[asyncio.Task[None]]) -> None:

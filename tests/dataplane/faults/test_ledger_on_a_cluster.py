@@ -6,7 +6,6 @@ and the full run as in `test_ledger_under_faults.py`.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -33,7 +32,6 @@ from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.proxy import FaultProxy
 from tests.support.redis import RedisServer
 from tests.support.redis_cluster import (
-    FAILURES,
     RedisCluster,
     ask,
     eventually,
@@ -86,16 +84,13 @@ class Site:
 
     async def whole(self) -> None:
         """All nodes agree, and each shard's other node has all that its primary has."""
-        async with asyncio.timeout(WITHIN):
-            while True:
-                with contextlib.suppress(*FAILURES):
-                    for node in self.redis.nodes:
-                        await node.start()
-                    if await self.redis.agree() and all(
-                        [await self._is_whole(*pair) for pair in self.shards]
-                    ):
-                        return
-                await asyncio.sleep(0.1)
+
+        async def so() -> bool:
+            for node in self.redis.nodes:
+                await node.start()
+            return await self.redis.agree() and all([await self._is_whole(*pair) for pair in self.shards])
+
+        await eventually(so, within=WITHIN)
 
     async def mend(self) -> None:
         """Everything runs, nothing is held back."""

@@ -6,7 +6,6 @@ and the full run as in `test_ledger_under_faults.py`.
 """
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -29,7 +28,7 @@ from tests.dataplane.faults.sabotage import (
 )
 from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.proxy import FaultProxy
-from tests.support.redis_cluster import FAILURES, RedisSentinels, ask, eventually, is_primary, is_settled
+from tests.support.redis_cluster import RedisSentinels, ask, eventually, is_primary, is_settled
 
 WITHIN = 60.0
 MESSAGES = 10_000 if FULL else 500
@@ -69,17 +68,16 @@ class Site:
 
     async def whole(self) -> None:
         """One is the primary, for every sentinel, and the other has all it has."""
-        async with asyncio.timeout(WITHIN):
-            while True:
-                with contextlib.suppress(*FAILURES):
-                    for server in self.redis.servers:
-                        await server.start()
-                    if await self.redis.settled():
-                        if all([await is_settled(server) for server in self.redis.servers]):
-                            return
-                    else:
-                        await self._follow()
-                await asyncio.sleep(0.1)
+
+        async def so() -> bool:
+            for server in self.redis.servers:
+                await server.start()
+            if await self.redis.settled():
+                return all([await is_settled(server) for server in self.redis.servers])
+            await self._follow()
+            return False
+
+        await eventually(so, within=WITHIN)
 
     async def mend(self) -> None:
         """Everything runs, nothing is held back."""

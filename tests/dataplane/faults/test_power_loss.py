@@ -45,7 +45,7 @@ async def talk_until_acknowledged(peer: Peer, room: str, *, count: int) -> dict[
         while True:
             await peer.publish(room, number, echo=False)
             number += 1
-            await asyncio.sleep(0.0005)
+            await asyncio.sleep(0.0005)  # a pace
 
     talking = asyncio.create_task(talk())
     try:

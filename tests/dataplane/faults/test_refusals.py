@@ -135,7 +135,7 @@ async def test_what_is_refused_for_a_moment_waits_and_is_stored_in_order_once(
     await admin.config_set("min-replicas-to-write", 1)
     for number in range(50):
         await ada.publish("lobby", number, echo=False)
-        await asyncio.sleep(0.002)
+        await asyncio.sleep(0.002)  # a pace: not all in one batch
     await ada.publish("lobby", "typing", volatile=True)
     assert (await ada.hear_type("error"))["code"] == "unavailable"
     assert "NOREPLICAS" in one.broker.redis_state().message

@@ -359,7 +359,7 @@ async def test_nobody_loses_a_home_because_redis_was_away_longer_than_leases_las
     await until(lambda: agreed(ROOMS, one, two, three) is not None)
     before, moved = await consistent(look), await look.moved()
     redis_server.pause()
-    await asyncio.sleep(1.5 * lease_seconds)
+    await asyncio.sleep(1.5 * lease_seconds)  # leases run out by Redis's clock, which stands still for nobody
     redis_server.resume()
     newcomers = [f"late-{number}" for number in range(20)]
     enter(newcomers, one, two, three)

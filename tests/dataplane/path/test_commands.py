@@ -355,7 +355,7 @@ async def test_the_rate_limit_says_when_to_go_on_and_closes_who_never_does(
     error = await ada.hear_type("error")
     assert (error["code"], error["id"], error["command"]) == ("rate_limited", 5, "ping")
     assert 0 < error["retryAfter"] <= 1
-    await asyncio.sleep(error["retryAfter"])
+    await asyncio.sleep(error["retryAfter"])  # as it was told to: then it may
     await ada.silent()
     for _ in range(2):
         await ada.say(*({"type": "ping"} for _ in range(60)))
@@ -375,7 +375,7 @@ async def test_bytes_are_counted_per_user_over_all_connections(
     await second.publish("lobby", "x" * 30_000)
     error = await second.until("error")
     assert error["code"] == "rate_limited"
-    await asyncio.sleep(error["retryAfter"] + 0.01)
+    await asyncio.sleep(error["retryAfter"] + 0.01)  # as it was told to: then it may
     await second.published("lobby", "x" * 30_000)
 
 

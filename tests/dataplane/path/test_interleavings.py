@@ -99,9 +99,9 @@ async def test_scripts_that_another_instance_loads_again_do_not_let_later_messag
             Publication(head=head, tag=new_tag(), origin=b"o", key=b"k:%d" % number, body=body, owner=owner)
         )
         if number % 100 == 99:
-            await asyncio.sleep(0.01)  # a batch of its own
+            await until(lambda: not one._pending)  # a batch of its own
     loading = asyncio.create_task(other.on_up(second, facts))
-    await asyncio.sleep(0.05)
+    await redis_server.until_unread(1_000, clients=2)
     redis_server.resume()
     await loading
     await until(lambda: len(owner.stored) == len(bodies))
@@ -316,6 +316,16 @@ async def narrow(peers: Peers, server: Server) -> Peer:
     return peer
 
 
+def waiting_for(server: Server, peer: Peer) -> int:
+    """How many of its rooms go on once it has taken what was written to it."""
+    [connection] = [
+        one
+        for one in server._connections
+        if one.session is not None and one.session.name == peer.welcome["session"]
+    ]
+    return len(connection._drained)
+
+
 async def test_who_recovers_many_rooms_at_once_is_fed_as_the_socket_drains(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
@@ -331,7 +341,7 @@ async def test_who_recovers_many_rooms_at_once_is_fed_as_the_socket_drains(
     slow.socket.transport.pause_reading()
     for name in names:
         await slow.say({"type": "join", "room": name, "pos": begins[name]})
-    await asyncio.sleep(0.5)  # nothing tells that the server has given all it wants to give
+    await until(lambda: waiting_for(one, slow) >= 10)
     slow.socket.transport.resume_reading()
     seen: dict[str, int] = dict.fromkeys(names, 0)
     while sum(seen.values()) < 4 * len(names):
@@ -355,7 +365,7 @@ async def test_a_page_that_was_read_before_it_was_full_is_read_again(
     slow = await narrow(peers, two)
     await slow.say({"type": "join", "room": "lobby", "pos": positions[65]})
     slow.socket.transport.pause_reading()
-    await asyncio.sleep(0.3)  # nothing tells that the server waits for the socket
+    await until(lambda: waiting_for(two, slow) > 0)
     positions += [(await ada.published("lobby", "x" * 2000))["pos"] for _ in range(200)]
     slow.socket.transport.resume_reading()
     assert (await slow.hear_type("joined"))["recovered"] is True

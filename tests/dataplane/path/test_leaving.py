@@ -93,7 +93,7 @@ async def test_a_long_recovery_over_a_slow_socket_is_fed_as_it_drains(
         most = max(most, connection.buffered_bytes())
         if number % 10 == 0:
             slow.socket.transport.pause_reading()
-            await asyncio.sleep(0.02)
+            await asyncio.sleep(0.02)  # for as long it takes nothing
             slow.socket.transport.resume_reading()
     assert 0 < most < 262_144
     assert one.metrics.slow_consumers == 0

@@ -131,7 +131,7 @@ async def test_a_process_that_gets_no_time_refuses_and_comes_back(
     # stopped for most of the time, as a process is that has to share its core with too many
     for _ in range(3):
         process.pause()
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(1.5)  # how long it gets no time is what it notices
         process.resume()
         await asyncio.sleep(0.05)
     await until(lambda: bool({"refuse", "shed"} & set(stages(process))))

@@ -30,7 +30,7 @@ async def test_instances_share_the_bucket_in_redis(redis_server: RedisServer, in
     began, taken = loop.time(), 0
     while loop.time() - began < 1.0:
         taken += sum(await asyncio.gather(*(budget.take(100) for budget in budgets)))
-        await asyncio.sleep(0.02)
+        await asyncio.sleep(0.02)  # how many it gives in a second is the question
     most = PER_SECOND * (loop.time() - began + 0.5) + 1
     assert PER_SECOND <= taken <= most
 
@@ -83,7 +83,7 @@ async def test_three_instances_that_leave_together_keep_to_the_clusters_budget(
         assert migrate["reason"] == "leaving"
         told_at.append(loop.time() + migrate["after"])
         if obedient:
-            await asyncio.sleep(migrate["after"])
+            await asyncio.sleep(migrate["after"])  # as it was told to
             await peer.socket.close()
         codes[await peer.closed()] += 1
 
@@ -149,7 +149,7 @@ async def test_what_was_acknowledged_before_the_end_is_there(
                 text = f"{number}-{count}"
                 await peer.published("lobby", text, echo=False)
                 acknowledged.add(text)
-                await asyncio.sleep(0.02)
+                await asyncio.sleep(0.02)  # a pace
         except ConnectionClosed:
             assert peer.socket.close_code == 1012
 

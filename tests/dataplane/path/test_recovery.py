@@ -56,7 +56,7 @@ async def test_three_instances_have_one_order(
         for number in range(100):
             await member.publish("lobby", f"{name}{number}")
             if number % 10 == 0:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.002)  # a pace: they take turns
 
     await asyncio.gather(*(talk(member, name) for member, name in zip(members, "abc", strict=True)))
     heard = [await member.messages(300) for member in members]
@@ -274,13 +274,13 @@ async def test_a_cut_subscription_is_taken_up_again_and_the_log_read_at_once(
     async def cut() -> None:
         for _ in range(5):
             await admin.execute_command("CLIENT", "KILL", "TYPE", "pubsub")
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # a pace: it subscribes anew meanwhile
 
     cutting = asyncio.create_task(cut())
     for number in range(500):
         await ada.publish("lobby", number)
         if number % 10 == 0:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.01)  # a pace: for as long as cuts go on
     await cutting
     assert [message["data"] for message in await bob.messages(500)] == list(range(500))
     await bob.silent()

@@ -20,6 +20,9 @@ SECURITY: dict[str, Any] = {
     "max_bytes_per_second": 1_000_000_000,
 }
 
+MANY = 400
+"""Publishes that may be under way at once."""
+
 
 def settings(cluster: RedisCluster, **redis: Any) -> dict[str, dict[str, Any]]:
     return {
@@ -103,15 +106,16 @@ async def test_a_slot_moves_under_traffic_to_a_node_that_had_none(
         where = address(servers[0], room)
         await ledger.busy(1)
         await cluster.begin_move(slot, source=source, target=newcomer)
-        await asyncio.sleep(0.3)
+        await ledger.more(150)
         # one key here and one there: nobody can use both for now
         await cluster.move_keys(slot, source=source, target=newcomer, keys=(where.meta,))
-        await asyncio.sleep(0.5)
+        # who waits for it has no more to say in the end, so that hardly anybody says anything
+        await ledger.busy(16)
         await cluster.move_keys(slot, source=source, target=newcomer)
         # from now on everything is asked for at the newcomer, which does not have the slot yet
-        await asyncio.sleep(0.5)
+        await ledger.more(200)
         await cluster.end_move(slot, source=source, target=newcomer)
-        await asyncio.sleep(0.5)
+        await ledger.more(200)
         back = cluster.primaries[0] if cluster.primaries[0] is not source else cluster.primaries[1]
         await cluster.begin_move(slot, source=newcomer, target=back)
         await cluster.move_keys(slot, source=newcomer, target=back)
@@ -145,8 +149,13 @@ async def test_one_senders_messages_keep_their_order_while_their_slot_moves(
             sent += 50
             publish = {"type": "publish", "room": room, "event": "said"}
             await ada.say(*({**publish, "id": number, "data": number} for number in numbers))
-            await asyncio.sleep(0.02)
-            await until(lambda: one.broker.publisher.depth < 400)
+            await asyncio.sleep(0.02)  # a pace
+            await until(lambda: one.broker.publisher.depth < MANY)
+
+    async def hundreds() -> None:
+        """Wait until so many more were sent, or wait."""
+        wanted = sent + 250
+        await until(lambda: sent >= wanted or one.broker.publisher.depth >= MANY)
 
     sending = asyncio.create_task(send())
     for turn in range(4):
@@ -154,11 +163,11 @@ async def test_one_senders_messages_keep_their_order_while_their_slot_moves(
         target = cluster.primaries[(cluster.primaries.index(source) + 1) % 3]
         await cluster.begin_move(slot, source=source, target=target)
         await cluster.move_keys(slot, source=source, target=target, keys=(where.log, where.meta)[: turn % 3])
-        await asyncio.sleep(0.1)
+        await hundreds()
         await cluster.move_keys(slot, source=source, target=target)
-        await asyncio.sleep(0.1)
+        await hundreds()
         await cluster.end_move(slot, source=source, target=target)
-        await asyncio.sleep(0.2)
+        await hundreds()
     moving = False
     await sending
     heard = [message["data"] for message in await bob.messages(sent, within=20)]
@@ -204,7 +213,7 @@ async def test_a_move_on_a_redis_without_sharded_channels(instances: Instances) 
             await ledger.busy(1)
             await cluster.begin_move(slot, source=source, target=target)
             await cluster.move_keys(slot, source=source, target=target)
-            await asyncio.sleep(0.3)
+            await ledger.more(150)
             await cluster.end_move(slot, source=source, target=target)
             await publishing
             await ledger.settle(timeout_seconds=20)
@@ -224,8 +233,7 @@ async def test_a_killed_node_is_followed_to_its_replica_and_a_planned_failover_t
             replica = cluster.replicas[1][0]
             await ask(replica, "CLUSTER", "FAILOVER")
             await eventually(lambda: is_primary(replica))
-            await ledger.busy(1)
-            await asyncio.sleep(1)
+            await ledger.more(200)
             await cluster.primaries[0].kill9()
             await eventually(lambda: is_primary(cluster.replicas[0][0]))
             # it comes back as the replica of its former replica: then `Replica` can be had again there

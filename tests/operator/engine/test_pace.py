@@ -3,7 +3,10 @@
 import asyncio
 import itertools
 
+import pytest
+
 from tableforge_operator.pace import HOLD_LIMIT_SECONDS, Pace
+from tests.support.forward import forward
 
 
 async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
@@ -15,9 +18,9 @@ async def test_a_burst_goes_at_once_and_the_rest_at_the_rate() -> None:
     assert all(after - before <= 0.001 + 1e-6 for before, after in itertools.pairwise(waits))
 
 
-async def test_what_is_not_used_is_saved_up_to_the_burst() -> None:
+async def test_what_is_not_used_is_saved_up_to_the_burst(monkeypatch: pytest.MonkeyPatch) -> None:
     pace = Pace(per_second=1000, burst=5)
-    await asyncio.sleep(0.1)
+    forward(monkeypatch, 0.1)
     loop = asyncio.get_running_loop()
     started = loop.time()
     for _ in range(55):

@@ -6,6 +6,7 @@ import random
 import pytest
 
 from tableforge_operator.workqueue import BACKOFF_LIMIT_SECONDS, WorkQueue
+from tests.support.forward import forward
 
 
 async def take_now(queue: WorkQueue[str]) -> str | None:
@@ -133,10 +134,12 @@ async def test_what_is_urgent_waits_for_nothing_else_where_workers_are_kept_for_
     assert not queue.is_urgent("other 0")
 
 
-async def test_others_take_everything_in_order_so_that_nothing_starves() -> None:
+async def test_others_take_everything_in_order_so_that_nothing_starves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add("old")
-    await asyncio.sleep(0.001)
+    forward(monkeypatch, 0.001)
     for number in range(5):
         queue.add(f"urgent {number}", urgent=True)
     assert [await take_now(queue) for _ in range(3)] == ["old", "urgent 0", "urgent 1"]
@@ -158,14 +161,14 @@ async def test_what_was_only_due_becomes_urgent_when_somebody_asks() -> None:
     assert len(queue) == 0
 
 
-async def test_depth_and_age_are_of_what_is_due() -> None:
+async def test_depth_and_age_are_of_what_is_due(monkeypatch: pytest.MonkeyPatch) -> None:
     queue: WorkQueue[str] = WorkQueue()
     queue.add("later", delay_seconds=60)
     assert (queue.depth(), queue.age_seconds()) == (0, 0)
     queue.add("now")
-    await asyncio.sleep(0.01)
+    forward(monkeypatch, 10.0)
     assert queue.depth() == 1
-    assert 0.01 <= queue.age_seconds() < 30
+    assert 10.0 <= queue.age_seconds() < 40
 
 
 async def test_overtaken_wishes_do_not_pile_up() -> None:
