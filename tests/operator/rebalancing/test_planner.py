@@ -21,6 +21,7 @@ from tableforge_operator.decide.rebalancing.load import (
 )
 from tableforge_operator.decide.rebalancing.planner import Limits, Mode, Plan, plan
 from tableforge_operator.decide.rebalancing.plans import BusyRoom
+from tableforge_operator.decide.rebalancing.rooms import TRIES
 from tests.operator.rebalancing.fleets import CAPACITY, GENEROUS, after, fleet, limits, loads, spread_after
 
 modes = st.sampled_from(["Service", "Gateway"])
@@ -259,6 +260,57 @@ def test_a_weak_instance_does_not_give_away_more_than_evens_it_out() -> None:
     found = plan(load, GENEROUS, mode="Gateway", measure="weight")
     assert not found
     assert found.obstacle == "RoomTooBusy"
+
+
+def test_where_nothing_helps_the_coldest_the_next_one_is_tried() -> None:
+    load = fleet({"a": [100] * 6, "weak": [10], "c": [150]}, changes={"weak": {"capacity": 200}})
+    found = rooms_moved(load)
+    assert {move.target for move in found.moves} == {"c"}
+
+
+def test_who_is_full_keeps_nobody_from_being_tried() -> None:
+    full = {f"full-{number}": [10] for number in range(2 * TRIES)}
+    load = fleet({"a": [100] * 6, "c": [100], **full}, changes={name: {"capacity": 10} for name in full})
+    found = plan(load, GENEROUS, mode="Gateway", measure="weight")
+    assert {move.target for move in found.moves} == {"c"}
+
+
+def test_what_is_in_the_coldests_way_is_said() -> None:
+    """Where several were tried, and each for a reason of its own."""
+    load = fleet({"a": [200, 200], "full": [], "c": [250]}, changes={"full": {"capacity": 100}})
+    found = plan(load, GENEROUS, mode="Gateway", measure="weight")
+    assert not found
+    assert found.obstacle == "NoCapacity"
+
+
+def test_the_others_even_out_among_themselves_whatever_the_one_has_that_cannot_give() -> None:
+    """Measured by the mean of all, none would be enough, and three small rooms would go."""
+    found = rooms_moved(fleet({"busy": [1500], "a": [300, 100, 100, 100], "b": []}))
+    assert [(move.room, move.target) for move in found.moves] == [("a-room-0", "b")]
+
+
+@pytest.mark.parametrize(
+    ("rooms", "first"),
+    [
+        ([38, 60, 62], 38),  # nearest to what the target can take: 40
+        ([5, 42, 113], 42),
+        ([40, 30, 50, 40], 40),  # not what the source should give: 50, which were too much for the target
+    ],
+)
+def test_where_no_room_is_enough_the_one_goes_that_comes_nearest(rooms: list[int], first: int) -> None:
+    found = rooms_moved(fleet({"a": rooms, "b": [70], "c": [70]}), dataclasses.replace(GENEROUS, aim=0.2))
+    # the first by name of as heavy ones
+    assert found.moves[0].room == f"a-room-{rooms.index(first)}"
+
+
+def test_a_room_that_is_just_enough_is_enough() -> None:
+    found = rooms_moved(fleet({"a": [20, 25, 85], "b": [70]}), dataclasses.replace(GENEROUS, aim=0.2))
+    assert [move.members for move in found.moves] == [20]
+
+
+def test_of_two_rooms_that_are_each_too_much_for_the_others_one_goes() -> None:
+    found = rooms_moved(fleet({"a": [500, 500], "b": [], "c": [], "d": []}))
+    assert [(move.room, move.target) for move in found.moves] == [("a-room-0", "b")]
 
 
 def test_a_room_that_two_instances_name_moves_once() -> None:
