@@ -20,7 +20,7 @@ from tableforge_operator.decide.rebalancing.load import (
     spread_of,
 )
 from tableforge_operator.decide.rebalancing.planner import Limits, Mode, Plan, plan
-from tableforge_operator.decide.rebalancing.plans import BusyRoom
+from tableforge_operator.decide.rebalancing.plans import MOST_NAMED, BusyRoom
 from tableforge_operator.decide.rebalancing.rooms import TRIES
 from tests.operator.rebalancing.fleets import CAPACITY, GENEROUS, after, fleet, limits, loads, spread_after
 
@@ -313,6 +313,36 @@ def test_of_two_rooms_that_are_each_too_much_for_the_others_one_goes() -> None:
     assert [(move.room, move.target) for move in found.moves] == [("a-room-0", "b")]
 
 
+def test_a_room_that_were_too_much_for_any_other_is_too_busy_though_it_could_move() -> None:
+    load = fleet({"a": [500], "b": [], "c": [], "d": []}, changes={"a": {"connections": 600}})
+    found = rooms_moved(load)
+    assert not found
+    assert found.obstacle == "RoomTooBusy"
+
+
+@pytest.mark.parametrize("capacity", [200, 250])
+def test_an_instance_is_filled_as_far_as_it_has_room(capacity: int) -> None:
+    load = fleet({"a": [100] * 10, "b": []}, changes={"b": {"capacity": capacity}})
+    found = plan(load, GENEROUS, mode="Gateway", measure="weight")
+    assert [move.target for move in found.moves] == ["b", "b"]
+    assert found.obstacle == "NoCapacity"
+
+
+def test_the_busiest_rooms_are_named_the_heaviest_first() -> None:
+    found = rooms_moved(fleet({**{f"p-{number}": [1000 + number] for number in range(9)}, "cold": []}))
+    assert [one.members for one in found.busy] == [1008 - number for number in range(MOST_NAMED)]
+
+
+def test_what_moves_of_the_same_plan_used_up_stands_in_nobodys_way() -> None:
+    found = rooms_moved(fleet({"a": [100] * 8, "b": []}), dataclasses.replace(GENEROUS, most_clients=150))
+    assert len(found.moves) == 1
+    assert found.obstacle is None
+    load = fleet({"a": [50] * 20, "b": [50], "c": []}, changes={"c": {"reachable": False}})
+    found = rooms_moved(load, dataclasses.replace(GENEROUS, most_moves=3))
+    assert len(found.moves) == 3
+    assert found.obstacle is None
+
+
 def test_a_room_that_two_instances_name_moves_once() -> None:
     load = Load(
         instances=tuple(
@@ -362,6 +392,39 @@ def test_sheds_level_the_hottest_first_and_nobody_below_the_mean() -> None:
     assert found.after < found.before
     assert all(connections[one.instance] >= mean - 1e-6 for one in found.sheds)
     assert connections["a"] == pytest.approx(connections["b"], abs=1)
+
+
+@pytest.mark.parametrize(
+    ("connections", "clients"),
+    [
+        ({"a": 300, "b": 100}, 80),  # half the aim is left on either side
+        ({"a": 290, "b": 170, "c": 170, "d": 170}, 70),  # so many has the hot one too many
+        ({"a": 230, "b": 230, "c": 230, "d": 110}, 70),  # so many lacks the cold one
+    ],
+)
+def test_as_many_are_shed_as_bring_all_within_the_aim(connections: dict[str, int], clients: int) -> None:
+    load = fleet({name: [number] for name, number in connections.items()})
+    found = shed(load, dataclasses.replace(GENEROUS, aim=0.2))
+    assert clients - 1 <= found.clients <= clients  # nobody is halved
+
+
+def test_of_as_many_clients_for_fewer_and_for_more_instances_more_take_them() -> None:
+    load = fleet({"a": [350], "b": [100], "c": [150]})
+    found = plan(load, GENEROUS, mode="Service", measure="weight")
+    assert found.closed == ("a",)
+    assert found.clients == 100
+
+
+def test_one_that_is_full_is_named_where_no_other_has_much_less_than_it_should() -> None:
+    load = fleet({"a": [100], "b": [54], "full": [10]}, changes={"full": {"capacity": 10}})
+    found = plan(load, GENEROUS, mode="Service", measure="weight")
+    assert (found.clients, found.obstacle) == (0, "NoCapacity")
+
+
+def test_who_usually_has_more_sheds_no_more_than_it_has() -> None:
+    load = fleet({"a": [5], "b": []})
+    found = plan(load, GENEROUS, mode="Service", measure="capacity", usual={"a": 600.0, "b": 0.0})
+    assert found.clients == 5
 
 
 def test_sheds_keep_to_the_budget() -> None:
