@@ -32,6 +32,28 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+LONGEST_FIRST = (
+    "tests/e2e/",
+    "tests/operator/engine/",
+    "tests/devcluster/",
+    "tests/dataplane/faults/",
+    "tests/dataplane/homes/",
+    "tests/dataplane/topologies/",
+    "tests/client",
+)
+"""Where files take minutes. Of several processes none should be left alone with one of them at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """In that order; within a folder as ever."""
+
+    def place(item: pytest.Item) -> int:
+        folders = (place for place, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder))
+        return next(folders, len(LONGEST_FIRST))
+
+    items.sort(key=place)
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
