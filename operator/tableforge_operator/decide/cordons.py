@@ -5,7 +5,7 @@ pods get it before the Service asks for it, or the Service would lead nowhere fo
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from tableforge_operator.api import WebSocketCluster, names
@@ -71,10 +71,14 @@ def service_may_ask(cluster: WebSocketCluster, snapshot: Snapshot, track: Track)
 
 def notes(cluster: WebSocketCluster, snapshot: Snapshot) -> tuple[Event, ...]:
     """What should be known about annotations and cordons."""
-    wishes = [annotations.of_pod(pod) for pod in instances.staying(cluster, snapshot)]
+    by_pod = {
+        pod["metadata"]["name"]: annotations.of_pod(pod) for pod in instances.staying(cluster, snapshot)
+    }
+    wishes = by_pod.values()
     problems = [
         *annotations.of_cluster(cluster)[1],
         *(problem for wish in wishes for problem in wish.problems),
+        *_idle_weights(cluster, sorted(name for name, wish in by_pod.items() if wish.weight is not None)),
     ]
     found = [Event(type="Warning", reason="AnnotationIgnored", message=problem) for problem in problems]
     if wishes and all(wish.cordoned for wish in wishes):
@@ -87,3 +91,14 @@ def notes(cluster: WebSocketCluster, snapshot: Snapshot) -> tuple[Event, ...]:
         message = f"Cordons do not act, because pods cannot be written to: {snapshot.markings_refused}."
         found.append(Event(type="Warning", reason="PodsNotWritten", message=message))
     return tuple(found)
+
+
+def _idle_weights(cluster: WebSocketCluster, pods: list[str]) -> Iterator[str]:
+    """That weights of these pods change nothing, where they don't: one sentence for all."""
+    strategy = cluster.spec.load_balancing.strategy
+    if pods and strategy != "Weighted":
+        more = f" and {len(pods) - 1} more" if len(pods) > 1 else ""
+        yield (
+            f"Annotation {names.WEIGHT_ANNOTATION} of pod {pods[0]}{more} changes nothing while "
+            f"spec.loadBalancing.strategy is {strategy}: set that to Weighted, or remove the annotation."
+        )

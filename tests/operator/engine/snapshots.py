@@ -32,6 +32,25 @@ def cluster(*, generation: int = 1, status: Any = None, **spec: Any) -> dict[str
     return found
 
 
+def of_track(track: str = "a") -> dict[str, Any]:
+    """Labels and owner of an instance's pod, as the ReplicaSet controller gives them."""
+    owner = {
+        "apiVersion": "apps/v1",
+        "kind": "ReplicaSet",
+        "name": f"tables-{track}-abc",
+        "controller": True,
+        "uid": "rs",
+    }
+    labels = {
+        "app.kubernetes.io/component": "dataplane",
+        "tableforge.io/cluster": "tables",
+        "tableforge.io/track": track,
+        "tableforge.io/accepting": "true",
+        "pod-template-hash": "abc",
+    }
+    return {"labels": labels, "ownerReferences": [owner]}
+
+
 def done(snapshot: Snapshot, plan: Plan, *, now: Now) -> Snapshot:
     """The snapshot after the plan was carried out by an API server that takes everything."""
     children, applied = dict(snapshot.children), dict(snapshot.applied)

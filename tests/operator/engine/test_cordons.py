@@ -9,38 +9,24 @@ from tableforge_operator.api import load
 from tableforge_operator.decide import annotations, cordons
 from tableforge_operator.decide.plan import decide
 from tableforge_operator.decide.snapshot import Snapshot
-from tests.operator.engine.snapshots import SECRETS, at, cluster, conditions, ready_cluster
-
-LABELS = {
-    "app.kubernetes.io/component": "dataplane",
-    "tableforge.io/cluster": "tables",
-    "tableforge.io/track": "a",
-    "pod-template-hash": "abc",
-}
+from tests.operator.engine.snapshots import SECRETS, at, cluster, conditions, of_track, ready_cluster
 
 
 def pod(
     name: str, *, accepting: str | None = "true", track: str = "a", going: bool = False, **given: str
 ) -> dict[str, Any]:
     """An instance's pod. `given` are annotations of ours: `cordon="true"`."""
-    labels = {**LABELS, "tableforge.io/track": track}
-    if accepting is not None:
-        labels["tableforge.io/accepting"] = accepting
-    owner = {
-        "apiVersion": "apps/v1",
-        "kind": "ReplicaSet",
-        "name": f"tables-{track}-abc",
-        "controller": True,
-        "uid": "rs",
-    }
     metadata: dict[str, Any] = {
         "name": name,
         "namespace": "ns",
         "uid": f"uid of {name}",
-        "labels": labels,
-        "ownerReferences": [owner],
+        **of_track(track),
         "annotations": {f"tableforge.io/{key}": value for key, value in given.items()},
     }
+    if accepting is None:
+        del metadata["labels"]["tableforge.io/accepting"]
+    else:
+        metadata["labels"]["tableforge.io/accepting"] = accepting
     if going:
         metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
     ready = {"type": "Ready", "status": "True"}
@@ -221,3 +207,23 @@ def test_that_everybody_is_cordoned_is_told() -> None:
     snapshot = ready_with(pod("one", accepting="false", cordon="true"))
     message = conditions(decide(snapshot, at(1), secrets=SECRETS))["Ready"]["message"]
     assert "All instances (1) are cordoned, so no new client gets in" in message
+
+
+def test_a_weight_that_changes_nothing_is_told_and_one_that_counts_is_not() -> None:
+    snapshot = ready_with(pod("one", weight="250"), pod("two"))
+    plan = decide(snapshot, at(1), secrets=SECRETS)
+    said = (
+        "Annotation tableforge.io/weight of pod one changes nothing while spec.loadBalancing.strategy is "
+        "RoundRobin: set that to Weighted, or remove the annotation."
+    )
+    ready = conditions(plan)["Ready"]
+    assert (ready["status"], ready["message"].endswith(said)) == ("True", True)
+    assert [(event.type, event.reason, event.message) for event in plan.events] == [
+        ("Warning", "AnnotationIgnored", said)
+    ]
+    several = ready_with(*(pod(name, weight="250") for name in ("one", "three", "two")))
+    message = conditions(decide(several, at(1), secrets=SECRETS))["Ready"]["message"]
+    assert "of pod one and 2 more changes nothing" in message
+    weighted = ready_with(pod("one", weight="250"), loadBalancing={"strategy": "Weighted"})
+    plan = decide(weighted, at(1), secrets=SECRETS)
+    assert (plan.status, plan.events) == (None, ())
