@@ -12,8 +12,8 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Final
 
 from tableforge_operator import api, metrics
-from tableforge_operator.act import deletion_costs, markings
 from tableforge_operator.act import events as act_events
+from tableforge_operator.act import pods as act_pods
 from tableforge_operator.act.children import Children, Outcome
 from tableforge_operator.act.commands import Commands, Reign
 from tableforge_operator.act.memory import Memory
@@ -270,8 +270,8 @@ class Reconciler:
         return turn
 
     async def _act_on_children(self, cluster: Object, plan: Plan, memory: Memory) -> AsyncIterator[Outcome]:
-        await deletion_costs.write(self._kube, self.store, plan.costs, memory=memory)
-        await markings.write(self._kube, self.store, plan.markings, memory=memory)
+        await act_pods.write_costs(self._kube, self.store, plan.costs, memory=memory)
+        await act_pods.write_markings(self._kube, self.store, plan.markings, memory=memory)
         for secret in plan.secrets:
             yield await self._children.create_secret(secret, memory=memory)
         for wanted in plan.applies:
