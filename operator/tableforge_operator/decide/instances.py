@@ -15,13 +15,21 @@ def staying(
     cluster: WebSocketCluster, snapshot: Snapshot, tracks: tuple[Track, ...] = TRACKS
 ) -> Iterator[Object]:
     """The tracks' own pods that stay so far."""
+    return (
+        pod for pod in of_tracks(cluster, snapshot, tracks) if not pod["metadata"].get("deletionTimestamp")
+    )
+
+
+def of_tracks(
+    cluster: WebSocketCluster, snapshot: Snapshot, tracks: tuple[Track, ...] = TRACKS
+) -> Iterator[Object]:
+    """The tracks' own pods, those that are leaving included."""
     fleets = {fleet_name(cluster, track) for track in tracks}
     for pod in pods_of(snapshot, names.DATAPLANE):
         metadata, owner = pod["metadata"], ownership.controller(pod)
         template = (metadata.get("labels") or {}).get("pod-template-hash")
         if (
-            not metadata.get("deletionTimestamp")
-            and owner is not None
+            owner is not None
             and owner.get("kind") == "ReplicaSet"
             and owner.get("name") in {f"{fleet}-{template}" for fleet in fleets}
         ):

@@ -37,9 +37,9 @@ def under_way(
         if condition.get("type") == "Progressing":
             gave_up = condition.get("reason") == "ProgressDeadlineExceeded"
             told = parse_time(condition.get("lastUpdateTime"))
-            known = [at for at in (told, _sent_away(snapshot)) if at is not None]
+            known = [at for at in (told, _sent_away(cluster, snapshot)) if at is not None]
             return None if gave_up else max(known, default=None), gave_up
-    return _sent_away(snapshot), False
+    return _sent_away(cluster, snapshot), False
 
 
 def _shrinking(
@@ -55,22 +55,23 @@ def _shrinking(
         waits = (
             f"so many leave at a time as spec.rollout.maxReconnectsPerSecond "
             f"({cluster.spec.rollout.max_reconnects_per_second}) and spec.rollout.drainTimeout "
-            f"({cluster.spec.rollout.drain_timeout}) allow, {len(_going(snapshot, track))} now"
+            f"({cluster.spec.rollout.drain_timeout}) allow, {len(_going(cluster, snapshot, track))} now"
         )
     message = f"{size} instances are to run for now, and {wanted} once all have left that should: {waits}."
     yield Finding(reason="ScalingDown", message=message)
 
 
-def _going(snapshot: Snapshot, track: Track) -> list[Object]:
-    return [pod for pod in rollout.pods_of(snapshot, track) if pod["metadata"].get("deletionTimestamp")]
+def _going(cluster: WebSocketCluster, snapshot: Snapshot, track: Track) -> list[Object]:
+    pods = rollout.pods_of(cluster, snapshot, track)
+    return [pod for pod in pods if pod["metadata"].get("deletionTimestamp")]
 
 
-def _sent_away(snapshot: Snapshot) -> dt.datetime | None:
+def _sent_away(cluster: WebSocketCluster, snapshot: Snapshot) -> dt.datetime | None:
     """When the last of the instances that are leaving was told to, which is progress too."""
     found = [
         at - dt.timedelta(seconds=pod["metadata"].get("deletionGracePeriodSeconds", 0))
         for track in ("a", "b")
-        for pod in _going(snapshot, track)
+        for pod in _going(cluster, snapshot, track)
         if (at := parse_time(pod["metadata"]["deletionTimestamp"])) is not None
     ]
     return max(found, default=None)
@@ -124,7 +125,7 @@ def _only_scales(cluster: WebSocketCluster, snapshot: Snapshot, track: Track, de
         cluster.autoscaled
         and not (deployment["metadata"].get("annotations") or {}).get(names.REPLACES_ANNOTATION)
         and ready >= cluster.spec.replicas
-        and not findings.pod_trouble(rollout.pods_of(snapshot, track))
+        and not findings.pod_trouble(rollout.pods_of(cluster, snapshot, track))
         and not findings.deployment_trouble(deployment)
     )
 
@@ -137,7 +138,7 @@ def _leaving(cluster: WebSocketCluster, snapshot: Snapshot, track: Track) -> Ite
         message = f"Track {track} is no longer needed, and cannot leave while its pods are not seen: {why}."
         yield Finding(reason="RollingOut", message=message)
         return
-    count = len(rollout.pods_of(snapshot, track))
+    count = len(rollout.pods_of(cluster, snapshot, track))
     message = (
         f"Clients are sent to the new instances; {count} of track {track} "
         f"{'has' if count == 1 else 'have'} yet to leave, within spec.rollout.maxReconnectsPerSecond "
@@ -157,6 +158,6 @@ def _new_and_ready(deployment: Object) -> int:
 def _why(cluster: WebSocketCluster, snapshot: Snapshot, track: Track, deployment: Object) -> str | None:
     return (
         findings.waiting_for(cluster, snapshot)
-        or findings.pod_trouble(rollout.pods_of(snapshot, track))
+        or findings.pod_trouble(rollout.pods_of(cluster, snapshot, track))
         or findings.deployment_trouble(deployment)
     )

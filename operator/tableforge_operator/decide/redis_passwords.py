@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from tableforge_operator.api import WebSocketCluster, names
-from tableforge_operator.decide import rollout
+from tableforge_operator.decide import instances, rollout
 from tableforge_operator.decide.changes import Apply
-from tableforge_operator.decide.findings import FLEET_MEMORY_SECONDS, Finding, observed, pods_of, redis_of
+from tableforge_operator.decide.findings import FLEET_MEMORY_SECONDS, Finding, observed, redis_of
 from tableforge_operator.decide.resources.kinds import DEPLOYMENT, STATEFUL_SET
 from tableforge_operator.decide.resources.metadata import fleet_name, redis_name
 from tableforge_operator.decide.resources.passwords import (
@@ -63,7 +63,7 @@ def passwords(
     both = {old: first, new: tuple(dict.fromkeys([*held.get(new, ()), made]))[-MASTER_KEYS:]}
     if not _has_rolled(workload) or made not in held.get(new, ()):
         return Passwords(taken=taken, given=old, hashes=both)
-    if _lacking(snapshot, new, now) is not None:
+    if _lacking(cluster, snapshot, new, now) is not None:
         return Passwords(taken=taken, given=new, hashes=both)
     return Passwords.settled(new, {new: both[new]})
 
@@ -115,7 +115,7 @@ def findings(cluster: WebSocketCluster, snapshot: Snapshot, now: Now) -> Iterato
         return
     old, new = taken
     waits = "Redis restarts, to take both"
-    if _has_rolled(workload) and (lacking := _lacking(snapshot, new, now)) is not None:
+    if _has_rolled(workload) and (lacking := _lacking(cluster, snapshot, new, now)) is not None:
         waits = f"waiting for {lacking} to have it"
     yield Finding(
         reason="PasswordChanging",
@@ -159,15 +159,11 @@ def _has_rolled(workload: Object) -> bool:
     return observed(workload) and state.get("currentRevision") == state.get("updateRevision") is not None
 
 
-def _lacking(snapshot: Snapshot, generation: int, now: Now) -> str | None:
+def _lacking(cluster: WebSocketCluster, snapshot: Snapshot, generation: int, now: Now) -> str | None:
     """Who has not told yet that it has this password; None where everybody has."""
     if "Pod" in snapshot.blind:
         return "the instances, whose pods are not seen,"
-    pods = {
-        pod["metadata"]["name"]
-        for pod in pods_of(snapshot, names.DATAPLANE)
-        if not pod["metadata"].get("deletionTimestamp")
-    }
+    pods = {pod["metadata"]["name"] for pod in instances.staying(cluster, snapshot)}
     if not pods:
         return None
     view = snapshot.fleet

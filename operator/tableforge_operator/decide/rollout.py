@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from tableforge_operator.api import WebSocketCluster, names
-from tableforge_operator.decide import findings
+from tableforge_operator.decide import findings, instances
 from tableforge_operator.decide.resources.deployment import FIRST_READY_SECONDS
 from tableforge_operator.decide.resources.kinds import AUTOSCALER
 from tableforge_operator.decide.resources.metadata import Track, fleet_name
@@ -124,13 +124,9 @@ def size_wanted(cluster: WebSocketCluster, active: Object | None) -> int:
     return size_of(active) if cluster.autoscaled and active is not None else cluster.spec.replicas
 
 
-def pods_of(snapshot: Snapshot, track: Track) -> tuple[Object, ...]:
+def pods_of(cluster: WebSocketCluster, snapshot: Snapshot, track: Track) -> tuple[Object, ...]:
     """A track's pods, those that are leaving included."""
-    return tuple(
-        pod
-        for pod in findings.pods_of(snapshot, names.DATAPLANE)
-        if pod["metadata"]["labels"].get(names.TRACK_LABEL) == track
-    )
+    return tuple(instances.of_tracks(cluster, snapshot, (track,)))
 
 
 def complete(deployment: Object) -> bool:
@@ -196,10 +192,9 @@ def _other_track(
     prepared = other(active)
     size = size_wanted(cluster, here)
     # Clients may be there still: from a rollout that this one overtakes.
-    most = (
-        None if loads is None else max((loads.get(name, 0) for name in _names(snapshot, prepared)), default=0)
-    )
-    instances = Instances(
+    names_there = [pod["metadata"]["name"] for pod in pods_of(cluster, snapshot, prepared)]
+    most = None if loads is None else max((loads.get(name, 0) for name in names_there), default=0)
+    wanted = Instances(
         track=prepared,
         replicas=size,
         min_ready_seconds=_pause(cluster, there, most, template),
@@ -209,11 +204,11 @@ def _other_track(
     taken_over = (
         there is not None
         and template_of(there) == template
-        and _replaces(there) == instances.replaces
+        and _replaces(there) == wanted.replaces
         and size_of(there) == size
         and complete(there)
     )
-    if there is None or template_of(there) != template or _replaces(there) != instances.replaces:
+    if there is None or template_of(there) != template or _replaces(there) != wanted.replaces:
         event = _begun(cluster, prepared, here, undone=_replaces(here) == template)
         news.append(News(child=("Deployment", fleet_name(cluster, prepared)), event=event))
     if taken_over:
@@ -226,7 +221,7 @@ def _other_track(
     now = _going_down(cluster, snapshot, active, here, loads) or size
     return Rollout(
         active=active,
-        tracks=Tracks(selected=prepared if taken_over else active, applied=(instances,)),
+        tracks=Tracks(selected=prepared if taken_over else active, applied=(wanted,)),
         prepared=prepared,
         scales=() if size_of(here) == now else (Scale(deployment=here, replicas=now),),
         news=tuple(news),
@@ -253,7 +248,7 @@ def _retire(
     if autoscaler is not None and autoscaler["spec"]["scaleTargetRef"]["name"] != here["metadata"]["name"]:
         # It would make again what is sent away.
         return (), (), ()
-    size, pods = size_of(there), pods_of(snapshot, other(active))
+    size, pods = size_of(there), pods_of(cluster, snapshot, other(active))
     if size == 0:
         gone = not pods and not (there.get("status") or {}).get("replicas", 0)
         return (), (there,) if gone else (), ()
@@ -284,7 +279,7 @@ def _going_down(
         return None
     if "Pod" in snapshot.blind:
         return size_of(here)  # who is still leaving is not known
-    return max(wanted, _fewer(cluster, pods_of(snapshot, track), size_of(here), loads))
+    return max(wanted, _fewer(cluster, pods_of(cluster, snapshot, track), size_of(here), loads))
 
 
 def _fewer(
@@ -334,10 +329,6 @@ def _pause(cluster: WebSocketCluster, before: Object | None, most: int | None, t
 
 def _most(loads: Mapping[str, int] | None) -> int | None:
     return None if loads is None else max(loads.values(), default=0)
-
-
-def _names(snapshot: Snapshot, track: Track) -> set[str]:
-    return {pod["metadata"]["name"] for pod in pods_of(snapshot, track)}
 
 
 def _loads(snapshot: Snapshot, now: Now) -> dict[str, int] | None:

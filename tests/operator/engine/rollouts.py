@@ -8,10 +8,11 @@ between two looks at a cluster. Only pods of an image that works become ready. I
 import dataclasses
 from typing import Any
 
+from tableforge_operator.decide.deletion_costs import ANNOTATION
 from tableforge_operator.decide.plan import Plan, decide
 from tableforge_operator.decide.rollout import template_of
 from tableforge_operator.decide.snapshot import Now, Object, Snapshot
-from tests.operator.engine.snapshots import SECRETS, at, cluster, done
+from tests.operator.engine.snapshots import SECRETS, at, cluster, done, of_track
 
 BAD = "tableforge/dataplane:bad"
 
@@ -28,6 +29,8 @@ class Pod:
     """Its ConfigMap."""
     ready: bool = False
     leaving: bool = False
+    cost: int | None = None
+    """What its deletion costs, once the operator has written that."""
 
     @property
     def name(self) -> str:
@@ -37,12 +40,10 @@ class Pod:
         metadata: dict[str, Any] = {
             "name": self.name,
             "namespace": "ns",
-            "labels": {
-                "app.kubernetes.io/component": "dataplane",
-                "tableforge.io/cluster": "tables",
-                "tableforge.io/track": self.track,
-            },
+            **of_track(self.track),
         }
+        if self.cost is not None:
+            metadata["annotations"] = {ANNOTATION: str(self.cost)}
         if self.leaving:
             metadata["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         ready = {"type": "Ready", "status": str(self.ready)}
@@ -101,6 +102,12 @@ class World:
         """The operator decides once, and does as much of it as `writes` says before it dies."""
         self._show_pods()
         plan = decide(self.snapshot, self.now, secrets=SECRETS)
+        if plan.costs:
+            costs = {cost.pod["metadata"]["name"]: cost.value for cost in plan.costs}
+            for pod in self.pods:
+                pod.cost = costs.get(pod.name, pod.cost)
+            self._show_pods()
+            plan = decide(self.snapshot, self.now, secrets=SECRETS)
         deleted = {one["metadata"]["name"] for one in plan.withdrawals if one["kind"] == "ConfigMap"}
         assert not deleted & {pod.environment for pod in self.pods}, "a pod may be started with it again"
         if writes is not None:

@@ -19,6 +19,7 @@ from tests.operator.engine.snapshots import (
     cluster,
     conditions,
     done,
+    of_track,
     ready_cluster,
     settled,
     with_fleet,
@@ -332,7 +333,7 @@ def test_why_a_pod_does_not_start_is_told() -> None:
             "metadata": {
                 "name": "tables-a-1",
                 "namespace": "ns",
-                "labels": {"app.kubernetes.io/component": "dataplane", "tableforge.io/track": "a"},
+                **of_track(),
             },
             "spec": {},
             "status": {"containerStatuses": [container] if container else [], **status},

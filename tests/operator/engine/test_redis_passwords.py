@@ -12,7 +12,7 @@ from tableforge_operator.decide import resources
 from tableforge_operator.decide.plan import Plan, decide
 from tableforge_operator.decide.snapshot import FleetView, Refusal, Snapshot
 from tests.operator.engine.pods import fleet
-from tests.operator.engine.snapshots import SECRETS, at, conditions, done, ready_cluster
+from tests.operator.engine.snapshots import SECRETS, at, conditions, done, of_track, ready_cluster
 
 
 def password_name(generation: int) -> str:
@@ -42,6 +42,8 @@ class World:
         """What each has written into its record."""
         self.rolled = True
         self.evicted: tuple[str, ...] = ()
+        self.strangers: tuple[str, ...] = ()
+        """Pods with an instance's labels, and no owner."""
         self.unseen = False
         """Whether the operator may not look at pods."""
         self._see()
@@ -136,10 +138,14 @@ class World:
         pods = tuple(
             {
                 "kind": "Pod",
-                "metadata": {"name": name, "labels": {"app.kubernetes.io/component": "dataplane"}},
+                "metadata": {"name": name, **of_track(), **owner},
                 "status": {"phase": phase},
             }
-            for phase, names in (("Running", self.held), ("Failed", self.evicted))
+            for phase, names, owner in (
+                ("Running", self.held, {}),
+                ("Failed", self.evicted, {}),
+                ("Running", self.strangers, {"ownerReferences": []}),
+            )
             for name in names
         )
         view = FleetView(fleet=msgspec.structs.replace(known, instances=records), fleet_at=at(1).monotonic)
@@ -222,6 +228,14 @@ def test_no_instances_need_not_be_waited_for() -> None:
     world = World()
     world.ask_for(2)
     world.held.clear()
+    world.finish()
+    assert world.redis == (2,)
+
+
+def test_a_pod_of_somebody_elses_is_not_waited_for() -> None:
+    world = World()
+    world.strangers = ("no-instance",)
+    world.ask_for(2)
     world.finish()
     assert world.redis == (2,)
 

@@ -366,6 +366,17 @@ def test_an_evicted_pod_that_stays_in_the_list_keeps_no_track_there() -> None:
     assert world.deployment("a") is None
 
 
+def test_a_pod_that_only_looks_like_an_instance_keeps_no_track_there() -> None:
+    world = running(rollout=BLUE_GREEN)
+    pod = Pod("a", 99, "", works=True).obj()
+    owner = {**pod["metadata"]["ownerReferences"][0], "name": "somebody-elses-abc"}
+    world.others = ({**pod, "metadata": {**pod["metadata"], "ownerReferences": [owner]}},)
+    world.ask(image=NEW)
+    world.settle()
+    assert (world.selected, {pod.track for pod in world.pods}) == ("b", {"b"})
+    assert world.deployment("a") is None
+
+
 def test_a_track_that_makes_no_progress_is_stalled_and_the_cluster_serves_on() -> None:
     world = running(rollout={**BLUE_GREEN, "progressDeadline": "1m"})
     world.ask(image=BAD)
