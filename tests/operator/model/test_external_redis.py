@@ -129,3 +129,11 @@ def test_what_is_left_out_is_left_to_the_data_plane(cluster):
 def test_each_cluster_claims_its_prefix(cluster):
     made = cluster({"redis": {"external": {"host": "r"}, "keyPrefix": "shared"}})
     assert told(made).claim == f"games/tables/{made.uid}"
+
+
+def test_a_port_that_was_filled_in_once_is_nothing_to_sentinels(cluster):
+    sentinel = {"masterName": "tables", "addresses": ["one.example.com"]}
+    external = {"mode": "Sentinel", "sentinel": sentinel}
+    assert config_map(cluster({"redis": {"external": {**external, "port": 6379}}})) == config_map(
+        cluster({"redis": {"external": external}})
+    )

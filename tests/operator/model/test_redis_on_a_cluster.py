@@ -52,6 +52,7 @@ TAKEN = [
         external(mode="Cluster", cluster={"addresses": [f"node-{number}:65535" for number in range(16)]}),
         id="a cluster",
     ),
+    pytest.param(external(mode="Sentinel", sentinel=SENTINEL, port=6379), id="a default port that is stored"),
 ]
 
 

@@ -14,6 +14,7 @@ from tableforge_operator.api.fields import (
 from tableforge_operator.api.spec.certificates import CaConfigMapRef, CaSecretRef, CertificateSecretRef
 from tableforge_operator.api.spec.common import DNS_NAME, NAME, SECRET_KEY
 
+_DEFAULT_PORT: Final = default_of("redis.port")
 _USER: Final = Rule("self.matches('^[!-~]+$')", "must be a name without spaces")
 _PORT: Final = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _ADDRESS: Final = Rule(
@@ -213,7 +214,10 @@ class ExternalRedis(Group, frozen=True):
             reason="FieldValueRequired",
         ),
         Rule(
-            "self.mode == 'Standalone' || (!has(self.host) && !has(self.port))",
+            # The default port says nothing. Where it was filled in once, no apply that leaves it out takes it
+            # away.
+            "self.mode == 'Standalone' "
+            f"|| (!has(self.host) && (!has(self.port) || self.port == {_DEFAULT_PORT}))",
             "host and port are for mode Standalone: remove them, and name the servers in sentinel.addresses "
             "or cluster.addresses",
             field_path=".host",

@@ -85,6 +85,9 @@ def _settings(cluster: WebSocketCluster) -> dict[str, Any]:
         **_where_redis_is(cluster),
         **dict(settings_in(cluster.spec)),
     }
+    external = cluster.spec.redis.external
+    if external is not None and external.mode != "Standalone":
+        values.pop("redis.port", None)  # its servers have theirs
     if (threshold := cluster.spec.monitoring.memory_threshold) is not None:
         values["monitoring.memory_threshold_bytes"] = size_bytes(threshold)
     return values
