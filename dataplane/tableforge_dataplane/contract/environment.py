@@ -59,6 +59,8 @@ def read(environ: Mapping[str, str] | None = None) -> Settings:
         if group.name == "warnings":
             continue
         groups[group.name] = _read_group(type(group.default), environ, problems)
+    if groups["live"].file:
+        groups["rooms"] = _roomy(groups["rooms"], groups["websocket"])
     if not problems:
         # what could not be read has its default here, and would be held against the others
         problems.extend(_contradictions(groups))
@@ -180,6 +182,18 @@ _PARSERS: Final[Mapping[Any, Callable[[Any, Spec, str], Any]]] = {
 }
 
 
+def _roomy(rooms: RoomSettings, websocket: WebsocketSettings) -> RoomSettings:
+    """`rooms` with logs that hold at least one message. Where both limits are lowered, the logs' one reaches
+    an instance that keeps the frames' one until it is replaced, and must not take all others with it.
+    """
+    least = websocket.max_payload_bytes
+    return dataclasses.replace(
+        rooms,
+        log_max_bytes=max(rooms.log_max_bytes, least),
+        personal_max_bytes=max(rooms.personal_max_bytes, least),
+    )
+
+
 def _contradictions(groups: Mapping[str, Any]) -> list[str]:
     problems: list[str] = []
     security: SecuritySettings = groups["security"]
@@ -215,7 +229,7 @@ def _contradictions(groups: Mapping[str, Any]) -> list[str]:
             "could not hold its newest message."
         )
     problems.extend(_redis_contradictions(groups["redis"]))
-    problems.extend(_room_problems(rooms, websocket))
+    problems.extend(_room_problems(rooms, websocket, live=bool(groups["live"].file)))
     problems.extend(auth_problems(groups["auth"]))
     problems.extend(_door_problems(websocket, security))
     return problems
@@ -232,7 +246,7 @@ def _doubts(websocket: WebsocketSettings) -> list[str]:
     ]
 
 
-def _room_problems(rooms: RoomSettings, websocket: WebsocketSettings) -> list[str]:
+def _room_problems(rooms: RoomSettings, websocket: WebsocketSettings, *, live: bool) -> list[str]:
     problems: list[str] = []
     if rooms.personal_max_bytes < websocket.max_payload_bytes:
         problems.append(
@@ -252,7 +266,7 @@ def _room_problems(rooms: RoomSettings, websocket: WebsocketSettings) -> list[st
             what = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
             return [*problems, f"{name}: cannot be read ({what})."]
     try:
-        parse_room_options(text, rooms, max_payload_bytes=websocket.max_payload_bytes)
+        parse_room_options(text, rooms, max_payload_bytes=websocket.max_payload_bytes, live=live)
     except RoomOptionsError as error:
         problems += [f"{name}: {problem}." for problem in error.problems]
     return problems

@@ -138,8 +138,14 @@ class RoomRules:
         return self._default
 
 
-def parse_room_options(text: str, settings: RoomSettings, *, max_payload_bytes: int) -> RoomRules:
-    """`text` is the JSON list, or empty. Raises RoomOptionsError with every problem."""
+def parse_room_options(
+    text: str, settings: RoomSettings, *, max_payload_bytes: int, live: bool = False
+) -> RoomRules:
+    """`text` is the JSON list, or empty. Raises RoomOptionsError with every problem.
+
+    A `logMaxBytes` below `max_payload_bytes` is one, unless the options are `live`: then it counts as that
+    many, since the limit that it was written for may be one that the instance has yet to be replaced for.
+    """
     if not text.strip():
         return RoomRules(settings, [])
     try:
@@ -169,6 +175,8 @@ def parse_room_options(text: str, settings: RoomSettings, *, max_payload_bytes: 
         if pattern in rules:
             problems.append(f"[{index}].pattern: [{places[pattern]}] has the same one already")
             continue
+        if live and rule.log_max_bytes is not None:
+            rule = msgspec.structs.replace(rule, log_max_bytes=max(rule.log_max_bytes, max_payload_bytes))
         found = _problems_of(rule, max_payload_bytes)
         problems += [f"[{index}]{problem}" for problem in found]
         places[pattern] = index

@@ -81,7 +81,10 @@ class OptionsSource:
 
     def _parse(self, text: str) -> RoomRules:
         return parse_room_options(
-            text, self._settings.rooms, max_payload_bytes=self._settings.websocket.max_payload_bytes
+            text,
+            self._settings.rooms,
+            max_payload_bytes=self._settings.websocket.max_payload_bytes,
+            live=bool(self._settings.live.file),
         )
 
     def _complain(self, problem: str) -> None:

@@ -14,8 +14,10 @@ from websockets.exceptions import InvalidStatus
 from tableforge_dataplane.contract import environment
 from tableforge_dataplane.contract.fleet import Health
 from tableforge_dataplane.contract.live import LIVE, MAX_BYTES
+from tableforge_dataplane.contract.room_options import RoomRules
 from tableforge_dataplane.contract.settings import SecuritySettings, Settings
 from tableforge_dataplane.live import LiveSource
+from tableforge_dataplane.rooms.options import OptionsSource
 from tableforge_dataplane.security.addresses import parse_address
 from tableforge_dataplane.session.limits import ByteBudgets, CommandRate
 from tests.dataplane.path.instances import Instances, Peers, until
@@ -349,3 +351,29 @@ def test_a_read_that_fails_once_is_made_up_for_though_the_file_stays_the_same(li
     source.look()
     assert source.problem is None
     assert [settings.logging.level for settings in applied] == ["debug"]
+
+
+def test_a_logs_limit_that_comes_before_the_frames_takes_no_other_setting_with_it(live: LiveFile) -> None:
+    live.hold(LOG_LEVEL="info")
+    environ = {"TABLEFORGE_LIVE_SETTINGS_FILE": str(live.path)}
+    before, applied = environment.read(environ), list[Settings]()
+    source = LiveSource(before, reread=lambda: environment.read(environ), apply=applied.append)
+    live.hold(
+        LOG_LEVEL="debug",
+        TABLEFORGE_ROOMS_LOG_MAX_BYTES="20000",
+        TABLEFORGE_ROOMS_PERSONAL_MAX_BYTES="20000",
+        TABLEFORGE_ROOMS_OPTIONS='[{"pattern":"news","logMaxBytes":20000}]',
+    )
+    source.look()
+    assert source.problem is None
+
+    def limits(settings: Settings) -> set[int]:
+        rules: list[RoomRules] = []
+        OptionsSource(settings, apply=rules.append)
+        return {rules[-1].of(room).log.max_bytes for room in ("news", "other", "@ada")}
+
+    (here,) = applied
+    assert here.logging.level == "debug"
+    assert limits(here) == {102_400}, "a log holds a message that this instance lets in"
+    smaller = {"TABLEFORGE_WEBSOCKET_MAX_PAYLOAD_BYTES": "20000"}
+    assert limits(environment.read({**environ, **smaller})) == {20_000}
