@@ -19,7 +19,7 @@ from tableforge_operator.act.commands import Commands, Reign
 from tableforge_operator.act.memory import Memory
 from tableforge_operator.act.status import write_status
 from tableforge_operator.api import names
-from tableforge_operator.decide import balance, ownership, resources
+from tableforge_operator.decide import balance, ownership, resources, routing
 from tableforge_operator.decide import status as verdict
 from tableforge_operator.decide.plan import Plan, decide
 from tableforge_operator.decide.rebalancing.state import Turn
@@ -243,6 +243,7 @@ class Reconciler:
         if typed.paused or typed.deletion_timestamp is not None:
             return None
         snapshot, now, reign = self._snapshot(key, cluster, memory), _now(), str(self._reign.transitions)
+        typed = routing.attainable(typed, snapshot)
         before = memory.rebalancing or balance.begin(typed, now)
         before = balance.answered(before, memory.answers)
         memory.answers.clear()
@@ -379,6 +380,7 @@ class Reconciler:
             fleet=memory.fleet,
             applied=dict(memory.applied),
             refusals=dict(memory.refusals),
+            repairs=dict(memory.repairs),
             secrets_created=frozenset(memory.secrets_created),
             floor=memory.floor,
             costs_failed_at=memory.costs_failed_at,
@@ -495,6 +497,7 @@ def _forget_instances(memory: Memory, pods: Mapping[str, str]) -> None:
         for kind in (SERVICE.kind, HTTP_ROUTE.kind):
             memory.applied.pop((kind, name), None)
             memory.refusals.pop((kind, name), None)
+            memory.repairs.pop((kind, name), None)
         memory.led_to.discard(name)
 
 

@@ -9,7 +9,7 @@ from tableforge_operator import metrics
 from tableforge_operator.act import handover
 from tableforge_operator.act.memory import Memory
 from tableforge_operator.api import names
-from tableforge_operator.decide import advice, changes, ownership
+from tableforge_operator.decide import advice, changes, ownership, repairs
 from tableforge_operator.decide.changes import Apply
 from tableforge_operator.decide.findings import legible
 from tableforge_operator.decide.leftovers import named_by
@@ -70,6 +70,8 @@ class Outcome:
     result: Result
     of_pod: bool = False
     """Whether it leads to a single instance: such things come and go with pods, and are no news."""
+    contested: bool = False
+    """Whether it is set back again and again, which is told in other words."""
 
 
 class Children:
@@ -107,12 +109,22 @@ class Children:
                 raise
             return self._refused(wanted.obj, wanted.digest, *_refusal(error, wanted.obj), memory=memory)
         memory.refusals.pop(key, None)
+        if result == "repaired" and live is not None and (before := memory.applied.get(key)) is not None:
+            contested = repairs.contested(before.fields, live)
+            now = asyncio.get_running_loop().time()
+            if (found := repairs.after(memory.repairs.get(key), contested, now)) is not None:
+                memory.repairs[key] = found
         memory.applied[key] = Applied(
             digest=wanted.digest, fields=ownership.applied_fields(after), uid=after["metadata"]["uid"]
         )
         # The watch may be behind; what it brings later and is older is passed over.
         self._store.put(after, notify=False)
-        return Outcome(key=key, result=result, of_pod=ownership.of_pod(wanted.obj))
+        return Outcome(
+            key=key,
+            result=result,
+            of_pod=ownership.of_pod(wanted.obj),
+            contested=repairs.insists(memory.repairs.get(key)),
+        )
 
     async def _apply_over(self, wanted: Apply, live: Object) -> dict[str, Any]:
         metadata = {**wanted.obj["metadata"], "uid": live["metadata"]["uid"]}
@@ -257,6 +269,7 @@ class Children:
             return self._refused(live, changes.WITHDRAWN, reason, message, memory=memory)
         memory.refusals.pop(key, None)
         memory.applied.pop(key, None)
+        memory.repairs.pop(key, None)
         self._store.remove(live, notify=False)
         return Outcome(key=key, result="withdrawn")
 

@@ -52,7 +52,11 @@ def of_outcomes(outcomes: Iterable[Outcome]) -> tuple[Event, ...]:
     created = [
         " ".join(outcome.key) for outcome in outcomes if outcome.result == "created" and not outcome.of_pod
     ]
-    repaired = [" ".join(outcome.key) for outcome in outcomes if outcome.result == "repaired"]
+    repaired = [
+        " ".join(outcome.key)
+        for outcome in outcomes
+        if outcome.result == "repaired" and not outcome.contested
+    ]
     withdrawn = [" ".join(outcome.key) for outcome in outcomes if outcome.result == "withdrawn"]
     found: list[Event] = []
     if created:

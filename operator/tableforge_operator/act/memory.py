@@ -5,7 +5,7 @@ import dataclasses
 
 from tableforge_operator.decide.rebalancing.state import State
 from tableforge_operator.decide.resources.floor import Floor
-from tableforge_operator.decide.snapshot import Applied, ChildKey, FleetView, Refusal, Sent
+from tableforge_operator.decide.snapshot import Applied, ChildKey, FleetView, Refusal, Repairs, Sent
 from tableforge_operator.observe.fleet import Addressees
 
 
@@ -16,6 +16,7 @@ class Memory:
     uid: str
     applied: dict[ChildKey, Applied] = dataclasses.field(default_factory=dict)
     refusals: dict[ChildKey, Refusal] = dataclasses.field(default_factory=dict)
+    repairs: dict[ChildKey, Repairs] = dataclasses.field(default_factory=dict)
     secrets_created: set[str] = dataclasses.field(default_factory=set)
     secrets_doubted_at: float | None = None
     """When an instance last missed one of them, so that they were created anew (monotonic)."""

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal
 
-from tableforge_operator.decide import ownership
+from tableforge_operator.decide import ownership, repairs
 from tableforge_operator.decide.resources.kinds import WITHDRAWN_KINDS
 from tableforge_operator.decide.snapshot import ChildKey, Now, Object, Snapshot
 
@@ -51,7 +51,7 @@ def applies(
         refusal = snapshot.refusals.get(key)
         if refusal is not None and refusal.digest == wanted and now.monotonic < refusal.retry_at:
             continue
-        why = reason(key, wanted, snapshot) or ("Drifted" if amiss(obj) else None)
+        why = due_reason(key, wanted, snapshot, now) or ("Drifted" if amiss(obj) else None)
         if why is not None:
             found.append(Apply(obj=obj, digest=wanted, reason=why))
     return tuple(found)
@@ -105,6 +105,12 @@ def reason(key: ChildKey, wanted: str, snapshot: Snapshot) -> ApplyReason | None
     if applied.fields != ownership.applied_fields(live):
         return "Drifted"
     return None
+
+
+def due_reason(key: ChildKey, wanted: str, snapshot: Snapshot, now: Now) -> ApplyReason | None:
+    """The same; None also for a child that somebody keeps changing, until it is set back again."""
+    found = reason(key, wanted, snapshot)
+    return None if found == "Drifted" and repairs.waits(key, snapshot, now) else found
 
 
 def secrets(

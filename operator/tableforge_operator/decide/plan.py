@@ -22,6 +22,7 @@ from tableforge_operator.decide import (
     ownership,
     progress,
     redis_passwords,
+    repairs,
     resources,
     rollout,
     routing,
@@ -99,11 +100,12 @@ class Plan:
 def decide(snapshot: Snapshot, now: Now, *, secrets: DerivedSecrets) -> Plan:
     """What to do about one cluster. Deciding again once it is done yields nothing more to do."""
     try:
-        cluster = api.load(snapshot.cluster)
+        asked = api.load(snapshot.cluster)
     except api.InvalidClusterError as error:
         return _invalid(snapshot, now, str(error))
-    if cluster.paused or cluster.deletion_timestamp is not None:
+    if asked.paused or asked.deletion_timestamp is not None:
         return Plan()
+    cluster = routing.attainable(asked, snapshot)
     passwords = redis_passwords.passwords(cluster, snapshot, now, secrets=secrets)
     template = resources.template_of(cluster, secrets=secrets, passwords=passwords)
     fleets = rollout.decide(cluster, snapshot, now, template=template)
@@ -168,7 +170,7 @@ def decide(snapshot: Snapshot, now: Now, *, secrets: DerivedSecrets) -> Plan:
     digests |= {changes.key_of(obj): changes.WITHDRAWN for obj in (*unused, *fleets.withdrawals)}
     digests |= {changes.key_of(scale.deployment): scale.digest for scale in fleets.scales}
     digests |= routing.digests(cluster, snapshot)
-    return _assess(cluster, snapshot, now, digests, fleets, floor)
+    return _assess(cluster, snapshot, now, digests, fleets, floor, asked)
 
 
 def _assess(
@@ -178,9 +180,10 @@ def _assess(
     digests: dict[ChildKey, str],
     fleets: Rollout,
     floor: Floor | None,
+    asked: WebSocketCluster,
 ) -> Plan:
     deployment = rollout.deployment(cluster, snapshot, fleets.active)
-    found = tuple(_findings(cluster, snapshot, fleets, now, digests))
+    found = tuple(_findings(cluster, snapshot, fleets, now, digests, asked))
     wanted = cluster.spec.replicas
     redis_status, redis_reason, redis_message = _redis_condition(cluster, snapshot, found, now)
     fleet = snapshot.fleet.fleet
@@ -202,7 +205,11 @@ def _assess(
         track=fleets.active,
     )
     balanced = balance.aspect(cluster, snapshot, now)
-    notes = (*cordons.notes(cluster, snapshot), *orders.notes(snapshot, word))
+    notes = (
+        *cordons.notes(cluster, snapshot),
+        *orders.notes(snapshot, word),
+        *repairs.notes(snapshot, now),
+    )
     progressed_at, gave_up = progress.under_way(cluster, snapshot, fleets)
     facts = Facts(
         generation=cluster.generation,
@@ -261,10 +268,11 @@ def _findings(
     fleets: Rollout,
     now: Now,
     digests: dict[ChildKey, str],
+    asked: WebSocketCluster,
 ) -> Iterator[Finding]:
     yield from findings.refused(snapshot, digests)
     yield from ingress.findings(cluster, snapshot)
-    yield from routing.troubles(cluster, snapshot)
+    yield from routing.troubles(asked, snapshot)
     yield from redis_passwords.unseen(cluster, snapshot, now)
     yield from findings.redis_workload(cluster, snapshot)
     yield from storage.findings(cluster, snapshot)
@@ -363,6 +371,11 @@ def _requeue(
         delays.append(until + 1)
     # What was refused and is no longer wanted would have the cluster looked at again and again.
     delays += [snapshot.refusals[key].retry_at - now.monotonic for key in snapshot.refusals.keys() & digests]
+    delays += [
+        snapshot.repairs[key].retry_at - now.monotonic
+        for key in snapshot.repairs
+        if repairs.waits(key, snapshot, now)
+    ]
     return max(min(delays), 0.1)
 
 

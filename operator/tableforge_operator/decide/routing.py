@@ -9,20 +9,25 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, Final, Literal
 
+import msgspec
+
+from tableforge_dataplane.contract import settings
 from tableforge_operator.api import WebSocketCluster
-from tableforge_operator.api.spec.routing import Gateway, ParentRef
-from tableforge_operator.decide import changes, findings, instances
+from tableforge_operator.api.spec.routing import Gateway, ParentRef, Routing
+from tableforge_operator.decide import changes, findings, instances, rollout
 from tableforge_operator.decide.changes import Apply
 from tableforge_operator.decide.findings import Finding
+from tableforge_operator.decide.leftovers import named_by
 from tableforge_operator.decide.resources.http_route import instance_address, instance_route
 from tableforge_operator.decide.resources.instance_service import instance_service
-from tableforge_operator.decide.resources.kinds import HTTP_ROUTE, SERVICE
+from tableforge_operator.decide.resources.kinds import CONFIG_MAP, HTTP_ROUTE, SERVICE
 from tableforge_operator.decide.resources.metadata import fingerprint
 from tableforge_operator.decide.snapshot import ChildKey, Now, Object, Snapshot
 
 AT_ONCE: Final = 50
 """Objects of instances that are applied in one pass. More follow in the next one."""
 
+_MODE: Final = settings.specs()["routing.mode"][0].env
 _STANDARD: Final = "https://gateway-api.sigs.k8s.io/guides/#installing-gateway-api"
 
 
@@ -34,6 +39,24 @@ class Verdict:
     """`Stale`: it took what the route was before, and has not looked at it since."""
     message: str = ""
     """What it says, or doesn't, as a sentence."""
+
+
+def attainable(cluster: WebSocketCluster, snapshot: Snapshot) -> WebSocketCluster:
+    """The cluster as it can be had: in mode `Service`, where what `Gateway` needs is not installed and the
+    instances run in mode `Service`. New pods would bring nobody anything.
+
+    Those that run in mode `Gateway` already stay in it: the kinds may be gone for a moment only.
+    """
+    if not cluster.routed or HTTP_ROUTE.kind not in snapshot.surroundings.absent_kinds:
+        return cluster
+    fleet = rollout.deployment(cluster, snapshot, rollout.active_track(cluster, snapshot))
+    for name in () if fleet is None else named_by((fleet,)):
+        environment = (snapshot.children.get((CONFIG_MAP.kind, name)) or {}).get("data") or {}
+        if environment.get(_MODE) == "Service":
+            return msgspec.structs.replace(
+                cluster, spec=msgspec.structs.replace(cluster.spec, routing=Routing())
+            )
+    return cluster
 
 
 def served(cluster: WebSocketCluster, snapshot: Snapshot) -> Gateway | None:
@@ -56,7 +79,7 @@ def applies(cluster: WebSocketCluster, snapshot: Snapshot, now: Now) -> tuple[Ap
             refusal = snapshot.refusals.get(key)
             if refusal is not None and refusal.digest == digest and now.monotonic < refusal.retry_at:
                 continue
-            if (reason := changes.reason(key, digest, snapshot)) is not None:
+            if (reason := changes.due_reason(key, digest, snapshot, now)) is not None:
                 obj = (
                     instance_service(cluster, pod)
                     if kind == SERVICE.kind
@@ -118,16 +141,19 @@ def judged(cluster: WebSocketCluster, gateway: Gateway, route: Object | None) ->
 
 
 def troubles(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Finding]:
-    """What keeps clients from coming through the gateway, and does not come right by waiting."""
+    """What keeps clients from coming through the gateway, and does not come right by waiting. `cluster` is as
+    it was asked for.
+    """
     gateway = cluster.spec.routing.gateway
     if not cluster.routed or gateway is None or HTTP_ROUTE.kind in snapshot.blind:
         return
     if HTTP_ROUTE.kind in snapshot.surroundings.absent_kinds:
+        stays = "" if attainable(cluster, snapshot).routed else " Until then the instances stay as they are."
         yield Finding(
             reason="GatewayApiMissing",
             message="spec.routing.mode is Gateway, and this Kubernetes cluster does not know the kind "
             f"HTTPRoute ({HTTP_ROUTE.api_version}): install the Gateway API ({_STANDARD}) and a gateway that "
-            "serves it, or set spec.routing.mode to Service.",
+            f"serves it, or set spec.routing.mode to Service.{stays}",
         )
         return
     names = [cluster.name]

@@ -62,6 +62,21 @@ class Refusal:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class Repairs:
+    """How often a child has been set back, one time soon after another."""
+
+    count: int
+    at: float
+    """`Now.monotonic` of the last time."""
+    retry_at: float
+    """`Now.monotonic` before which it is not set back again."""
+    manager: str
+    """The field manager that had changed it."""
+    field: str
+    """Which field, as a path."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class FleetView:
     """What the instances said when they were last asked."""
 
@@ -109,6 +124,7 @@ class Snapshot:
     fleet: FleetView = FleetView()
     applied: Mapping[ChildKey, Applied] = dataclasses.field(default_factory=dict)
     refusals: Mapping[ChildKey, Refusal] = dataclasses.field(default_factory=dict)
+    repairs: Mapping[ChildKey, Repairs] = dataclasses.field(default_factory=dict)
     secrets_created: frozenset[str] = frozenset()
     """Names of the Secrets that are known to exist."""
     floor: Floor | None = None

@@ -180,6 +180,19 @@ async def test_an_older_fence_is_refused_with_the_latest_and_changes_nothing(
     assert (await record_of(two, "instance-1")).alive
 
 
+async def test_a_fence_that_somebody_raised_is_cleared_by_deleting_its_key(
+    instances: Instances, redis_server: RedisServer, look: Directories
+) -> None:
+    (one,) = await fleet(instances, redis_server, 1)
+    order = InstanceOrder(instance="instance-1")
+    await command(one, Orders(fence=2**40, id="hostile", instances=[order]))
+    status, answer = await post(one, Orders(fence=3, id="o", instances=[order]))
+    assert (status, msgspec.json.decode(answer, type=FleetAnswer).fence) == (409, 2**40)
+    assert KEYS.directory("fence") == "tf:test:{registry}:fence", "docs/operator.md names it"
+    assert await look.redis.delete(KEYS.directory("fence")) == 1
+    assert await command(one, Orders(fence=3, id="o", instances=[order])) == FleetAnswer(fence=3)
+
+
 @pytest.mark.parametrize(
     ("body", "sentence"),
     [

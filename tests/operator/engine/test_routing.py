@@ -181,7 +181,25 @@ def test_without_the_gateway_api_it_is_said_what_to_install(absent: bool) -> Non
     if absent:
         assert "install the Gateway API (https://" in message
         assert "or set spec.routing.mode to Service" in message
+        assert message.endswith("Until then the instances stay as they are.")
         assert ROUTE not in snapshot.children
+
+
+def template(snapshot: Snapshot) -> Any:
+    return snapshot.children["Deployment", "tables-a"]["spec"]["template"]
+
+
+def test_without_the_gateway_api_no_pod_is_replaced_for_the_mode() -> None:
+    before = ready_cluster(now=at(0))
+    asked = settled(dataclasses.replace(before, cluster=cluster(generation=2, **ROUTED)), now=at(1))
+    assert template(asked) == template(before)
+    there = settled(dataclasses.replace(asked, surroundings=WITH_KINDS), now=at(2))
+    assert template(there) != template(before), "once it is installed they are replaced"
+    gone = settled(dataclasses.replace(there, surroundings=Surroundings()), now=at(3))
+    assert template(gone) == template(there), "nor are they for kinds that are gone, perhaps for a moment"
+    status, reason, message = ready(gone)
+    assert (status, reason) == ("False", "GatewayApiMissing")
+    assert message.endswith("or set spec.routing.mode to Service.")
 
 
 def test_a_gateway_that_says_nothing_is_waited_for() -> None:
