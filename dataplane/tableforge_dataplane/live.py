@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Final
 
 from tableforge_dataplane.contract.environment import SettingsError
-from tableforge_dataplane.contract.live import FILE_VARIABLE, differences
+from tableforge_dataplane.contract.live import FILE_VARIABLE, MAX_BYTES, differences, fingerprint
 from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.observability.lasting import keep_going
 from tableforge_dataplane.observability.logging import EventLog
@@ -27,11 +27,16 @@ class LiveSource:
         *,
         reread: Callable[[], Settings],
         apply: Callable[[Settings], None],
+        held: Callable[[str], None],
     ) -> None:
-        """`reread` reads environment and file anew and raises SettingsError; `apply` gets what is to hold."""
+        """`reread` reads environment and file anew and raises SettingsError; `apply` gets what is to hold,
+        and `held` then the fingerprint of the file that it is from.
+        """
         self._settings = settings
         self._reread = reread
         self._apply = apply
+        self._held = held
+        self._fingerprint = ""
         self._file = Path(settings.live.file)
         self._seen: _Stamp | None = None
         self._task: asyncio.Task[None] | None = None
@@ -53,6 +58,10 @@ class LiveSource:
             self.look()
             await asyncio.sleep(LOOK_SECONDS)
 
+    def _read(self) -> str:
+        with self._file.open("rb") as opened:
+            return fingerprint(opened.read(MAX_BYTES + 1))
+
     def look(self) -> None:
         """Read the file where it is another one than last time, or could not be used then."""
         # Kubernetes replaces a mounted ConfigMap by swapping a symbolic link: another inode then
@@ -65,9 +74,15 @@ class LiveSource:
             return
         self._seen = seen
         try:
+            # Before: should the file change in between, the next look finds it changed, and tells then.
+            found = self._read()
             settings = self._reread()
-        except SettingsError as error:
-            problem = " ".join(error.problems)
+        except (OSError, SettingsError) as error:
+            problem = (
+                " ".join(error.problems)
+                if isinstance(error, SettingsError)
+                else f"{FILE_VARIABLE}={self._file}: cannot be read ({error.strerror})."
+            )
             if FILE_VARIABLE not in problem:
                 problem = f"{FILE_VARIABLE}={self._file} is not used: {problem}"
             if problem != self.problem:
@@ -77,9 +92,10 @@ class LiveSource:
             self._seen = None
             return
         self.problem = None
-        changed = differences(self._settings, settings)
-        if not changed:
-            return
-        self._settings = settings
-        self._apply(settings)
-        _log.info("live_settings", **{name.lower(): str(value) for name, value in changed.items()})
+        if changed := differences(self._settings, settings):
+            self._settings = settings
+            self._apply(settings)
+            _log.info("live_settings", **{name.lower(): str(value) for name, value in changed.items()})
+        if found != self._fingerprint:
+            self._fingerprint = found
+            self._held(found)

@@ -239,7 +239,9 @@ class Server:
         self._reporter = Reporter(settings.monitoring, metrics=self.metrics, health=self._health.report)
         self._live: LiveSource | None = None
         if reread is not None and settings.live.file:
-            self._live = LiveSource(settings, reread=reread, apply=self.renew)
+            self._live = LiveSource(
+                settings, reread=reread, apply=self.renew, held=self._registry.hold_live_settings
+            )
         self._empty = asyncio.Event()
         self._unsettled = False
         """Whether acknowledgements were waited for in vain."""

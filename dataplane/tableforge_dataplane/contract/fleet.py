@@ -63,6 +63,8 @@ class InstanceRecord(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     """Clients that are on their way to another instance: they were told to move, and haven't yet."""
     commands: list[str] = []
     """Ids of the last commands to shed that it has carried out whole, the newest last."""
+    live_settings: str = ""
+    """`live.fingerprint` of the live settings file that it goes by; empty where it has or tells none."""
 
 
 class RedisState(msgspec.Struct, frozen=True, rename="camel", kw_only=True):

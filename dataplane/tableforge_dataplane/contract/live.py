@@ -6,6 +6,7 @@ The variables are those of the environment. What cannot change while clients are
 so that nobody waits for an effect that only a restart has.
 """
 
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -23,6 +24,11 @@ LIVE: Final = frozenset(spec.env for spec, _ in specs().values() if spec.live)
 """The variables that the file may hold."""
 
 _KNOWN: Final = frozenset(spec.env for spec, _ in specs().values())
+
+
+def fingerprint(text: bytes) -> str:
+    """What an instance tells of the file that it goes by: 16 hexadecimal digits that change with its text."""
+    return hashlib.sha256(text).hexdigest()[:16]
 
 
 class LiveSettingsError(ValueError):

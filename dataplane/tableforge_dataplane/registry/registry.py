@@ -139,6 +139,7 @@ class Registry:
         self._written_at = -float("inf")
         self._written: tuple[int, int, bool] | None = None
         self._memory_refused = False
+        self._live_settings = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.on_lease: Callable[[], None] = _nothing
         """Called when this process has got the lease of its name (again)."""
@@ -169,6 +170,11 @@ class Registry:
         self.budget.per_second = settings.rollout.max_reconnects_per_second
         if settings.capacity != told:
             self.changed()
+
+    def hold_live_settings(self, fingerprint: str) -> None:
+        """Tell that this instance goes by another live settings file."""
+        self._live_settings = fingerprint
+        self.changed()
 
     def changed(self) -> None:
         """Something others should know at once (a drain began): the record is written now."""
@@ -388,6 +394,7 @@ class Registry:
             messages_sent=metrics.messages_sent.total,
             heaviest_rooms=[RoomLoad(room=room, members=members) for room, members in heaviest],
             redis_password=self._settings.redis.password.number(),
+            live_settings=self._live_settings,
         )
         return self.describe(record)
 

@@ -18,6 +18,7 @@ from tableforge_operator.decide import (
     deletion_costs,
     findings,
     ingress,
+    live_settings,
     orders,
     ownership,
     progress,
@@ -221,7 +222,7 @@ def _assess(
         progress_deadline_seconds=cluster.spec.rollout.progress_deadline.seconds,
         progressed_at=progressed_at,
         gave_up=gave_up,
-        note=_blind_note(cluster, snapshot) + _few(notes),
+        note=_blind_note(cluster, snapshot) + live_settings.note(cluster, snapshot, now) + _few(notes),
         aspects={
             **({} if balanced is None else {"Balanced": balanced[0]}),
             **autoscaling.condition(cluster, snapshot, floor, now),

@@ -13,7 +13,7 @@ from websockets.exceptions import InvalidStatus
 
 from tableforge_dataplane.contract import environment
 from tableforge_dataplane.contract.fleet import Health
-from tableforge_dataplane.contract.live import LIVE, MAX_BYTES
+from tableforge_dataplane.contract.live import LIVE, MAX_BYTES, fingerprint
 from tableforge_dataplane.contract.room_options import RoomRules
 from tableforge_dataplane.contract.settings import SecuritySettings, Settings
 from tableforge_dataplane.live import LiveSource
@@ -314,8 +314,12 @@ def test_a_source_applies_only_what_differs(live: LiveFile) -> None:
     live.hold(LOG_LEVEL="info")
     environ = {"TABLEFORGE_LIVE_SETTINGS_FILE": str(live.path)}
     applied: list[Settings] = []
+    held: list[str] = []
     source = LiveSource(
-        environment.read(environ), reread=lambda: environment.read(environ), apply=applied.append
+        environment.read(environ),
+        reread=lambda: environment.read(environ),
+        apply=applied.append,
+        held=held.append,
     )
     source.look()
     assert applied == []
@@ -323,6 +327,11 @@ def test_a_source_applies_only_what_differs(live: LiveFile) -> None:
     source.look()
     source.look()
     assert [settings.logging.level for settings in applied] == ["debug"]
+    info, debug = fingerprint(b'{"LOG_LEVEL": "info"}'), fingerprint(b'{"LOG_LEVEL": "debug"}')
+    assert held == [info, debug], "each is told once it holds"
+    live.hold(LOG_LEVEL="deafening")
+    source.look()
+    assert held == [info, debug], "what is refused is not gone by"
     live.path.unlink()
     source.look()
     assert "cannot be read" in (source.problem or "")
@@ -343,7 +352,9 @@ def test_a_read_that_fails_once_is_made_up_for_though_the_file_stays_the_same(li
             raise environment.SettingsError(["TABLEFORGE_LIVE_SETTINGS_FILE: cannot be read (I/O error)."])
         return environment.read(environ)
 
-    source = LiveSource(environment.read(environ), reread=reread, apply=applied.append)
+    source = LiveSource(
+        environment.read(environ), reread=reread, apply=applied.append, held=list[str]().append
+    )
     live.hold(LOG_LEVEL="debug")
     source.look()
     assert source.problem is not None
@@ -357,7 +368,9 @@ def test_a_logs_limit_that_comes_before_the_frames_takes_no_other_setting_with_i
     live.hold(LOG_LEVEL="info")
     environ = {"TABLEFORGE_LIVE_SETTINGS_FILE": str(live.path)}
     before, applied = environment.read(environ), list[Settings]()
-    source = LiveSource(before, reread=lambda: environment.read(environ), apply=applied.append)
+    source = LiveSource(
+        before, reread=lambda: environment.read(environ), apply=applied.append, held=list[str]().append
+    )
     live.hold(
         LOG_LEVEL="debug",
         TABLEFORGE_ROOMS_LOG_MAX_BYTES="20000",

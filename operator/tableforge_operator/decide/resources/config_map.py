@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import msgspec
 
-from tableforge_dataplane.contract import endpoints, settings
+from tableforge_dataplane.contract import endpoints, live, settings
 from tableforge_operator.api import Duration, WebSocketCluster
 from tableforge_operator.api.fields import Group, settings_in
 from tableforge_operator.api.quantities import size_bytes
@@ -68,6 +68,11 @@ def live_config_map(cluster: WebSocketCluster) -> dict[str, Any]:
         **child(cluster, CONFIG_MAP, live_config_name(cluster), "dataplane"),
         "data": {LIVE_FILE: f"{text}\n"},
     }
+
+
+def live_fingerprint(cluster: WebSocketCluster) -> str:
+    """What an instance tells that goes by this file."""
+    return live.fingerprint(live_config_map(cluster)["data"][LIVE_FILE].encode())
 
 
 def _settings(cluster: WebSocketCluster) -> dict[str, Any]:
