@@ -19,7 +19,7 @@ FIRST_SECONDS: Final = 2.0
 LONGEST_SECONDS: Final = 300.0
 QUIET_SECONDS: Final = 60.0
 """A child that is left alone for that long, and for twice its last pause, begins anew."""
-SHOWN: Final = 60
+SHOWN: Final = 100
 """Characters of another manager's name, and of a field's."""
 
 

@@ -123,6 +123,26 @@ async def test_an_edited_field_is_set_back_and_others_additions_stay(
     await until(told, what="an Event tells")
 
 
+async def test_who_insists_on_a_field_of_ours_is_named(
+    kube: Kube, namespace: str, operators: Operators
+) -> None:
+    await operators()
+    await apply_as(kube, "user", external(namespace))
+    await created(kube, namespace)
+    service, label = resource_of("v1", "Service"), "app.kubernetes.io/managed-by"
+    theirs = {"metadata": {"labels": {label: "meddler"}}}
+
+    async def told() -> str:
+        now = await kube.get(service, namespace, "tables")
+        if now["metadata"]["labels"][label] != "meddler":
+            await kube.merge(service, namespace, "tables", theirs, field_manager="meddler")
+        found = [message for reason, message in await events(kube, namespace) if reason == "FieldContested"]
+        return found[0] if found else ""
+
+    message = await until(told, what="an Event names the other one")
+    assert f"Service tables: field manager meddler keeps changing metadata.labels.{label}, " in message
+
+
 async def test_replicas_scaled_on_the_deployment_go_back_to_the_clusters(
     kube: Kube, namespace: str, operators: Operators, installed: Devcluster
 ) -> None:
