@@ -50,10 +50,6 @@ class Commanding:
                 self._notify(Notice(instances=[command.instance]))
                 return FleetAnswer(fence=command.fence, unknown=unknown)
             case Forget():
-                unknown = [
-                    name
-                    for name in dict.fromkeys(command.instances)
-                    if not await self._directory.forget(command.fence, name)
-                ]
+                unknown = await self._directory.forget(command.fence, command.instances)
                 self._notify(Notice(forgotten=list(command.instances)))
                 return FleetAnswer(fence=command.fence, unknown=unknown)

@@ -145,7 +145,7 @@ async def run(directories: Directories, plan: list[tuple[Any, ...]]) -> None:
                         else:
                             assert not model.takes & model.alive
             case ("forget", name):
-                await by_name["a"].directory.forget(1, name)
+                await by_name["a"].directory.forget(1, [name])
                 model.gone(name)
                 model.cordoned.discard(name)
         homes = await directories.homes()

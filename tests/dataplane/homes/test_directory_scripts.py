@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from tableforge_dataplane.contract.fleet import InstanceOrder, RoomMove, Shed
+from tableforge_dataplane.homes import directory
 from tableforge_dataplane.homes.directory import StaleFenceError
 from tests.dataplane.homes.directories import KEYS, Directories
 from tests.support.redis import Binary
@@ -81,7 +82,7 @@ async def everything_once(directories: Directories) -> None:
     assert set(given) == {"one"}
     assert await three.own() == set()
     assert await directories.link.run_directory("withdraw", "three", "three-boot", 500) == 1
-    assert await one.directory.forget(7, "two")
+    assert await one.directory.forget(7, ["nobody", "two", "two"]) == ["nobody"]
     assert set((await consistent(directories)).values()) == {"one"}
     await directories.die(one)
     assert await directories.bury("one", 7) > 1
@@ -150,7 +151,7 @@ async def test_a_key_of_another_type_counts_for_nothing_and_is_removed(
             await each.own()  # as everybody does at each heartbeat
         assert len(await consistent(directories)) == 12, (name, kind)
         await one.directory.give_away(["room-1"])
-        await one.directory.forget(1, "two")
+        await one.directory.forget(1, ["two"])
         await directories.die(directories.all["three"])
         await directories.bury("three")
         await consistent(directories)
@@ -269,7 +270,7 @@ async def test_an_older_fence_changes_nothing(directories: Directories) -> None:
         lambda: two.directory.move(4, [RoomMove(room="room", source=home or "", target=other)]),
         lambda: two.directory.order(4, [InstanceOrder(instance="one", cordoned=True)]),
         lambda: two.directory.shed(Shed(fence=4, id="x", instance="one", connections=1)),
-        lambda: two.directory.forget(4, "one"),
+        lambda: two.directory.forget(4, ["one"]),
     )
     before = await consistent(directories)
     for command in commands:
@@ -303,9 +304,34 @@ async def test_orders_for_who_does_not_exist_are_not_kept(directories: Directori
     )
     assert unknown == ["nobody"]
     assert await one.directory.shed(Shed(fence=1, id="s", instance="nobody", connections=1)) == ["nobody"]
-    assert not await one.directory.forget(1, "nobody")
+    assert await one.directory.forget(1, ["nobody"]) == ["nobody"]
     assert await directories.redis.hkeys(KEYS.directory("orders")) == [b"one"]
     assert not await directories.redis.exists(KEYS.directory("sheds"))
+
+
+async def test_many_instances_are_forgotten_some_homes_at_a_time(
+    directories: Directories, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever fits into one call, each is forgotten once and whole."""
+    one, *others = await directories("one", "two", "three", "four")
+    for number, each in enumerate(others):
+        for place in range(7):
+            await each.place(f"room-{number}-{place}")
+    monkeypatch.setattr(directory, "HOMES_FREED_AT_ONCE", 5)
+    monkeypatch.setattr(directory, "INSTANCES_PER_CALL", 2)
+    calls = []
+    run_directory = one.link.run_directory
+
+    async def counted(script: str, *args: Any, package: str) -> Any:
+        calls.append(len(args) - 2)
+        return await run_directory(script, *args, package=package)
+
+    monkeypatch.setattr(one.link, "run_directory", counted)
+    names = ["nobody", "two", "three", "nobody-else", "four"]
+    assert await one.directory.forget(1, names) == ["nobody", "nobody-else"]
+    assert max(calls) <= 2
+    assert set((await consistent(directories)).values()) <= {"one"}
+    assert await directories.redis.hkeys(KEYS.records) == [b"one"]
 
 
 async def test_what_instances_left_behind_is_bounded(directories: Directories) -> None:
