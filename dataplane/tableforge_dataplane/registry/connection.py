@@ -43,8 +43,8 @@ REDIS_FAILURES = (RedisError, OSError, asyncio.TimeoutError)
 """What a call may raise where Redis is away, refuses, or answers with an error."""
 
 
-MOVED_FAILURES = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
-"""What says that this server is not (or not for now) the one that holds the registry."""
+MOVED_FAILURES = (MovedError, AskError, TryAgainError, ClusterDownError)
+"""What a node of a Redis Cluster says of keys that it does not (or not for now) have."""
 
 
 def connect(
@@ -84,6 +84,18 @@ def refusal_in(error: BaseException) -> str | None:
     return found[1] if found is not None else None
 
 
+def is_read_only(error: BaseException) -> bool:
+    """Whether it is a replica that was to be written to (6.2 wraps what it refuses a script)."""
+    return isinstance(error, ReadOnlyError) or (
+        isinstance(error, ResponseError) and "-READONLY " in str(error)
+    )
+
+
+def is_elsewhere(error: BaseException) -> bool:
+    """Whether this server is not (or not for now) the one that holds the registry."""
+    return isinstance(error, MOVED_FAILURES) or is_read_only(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether Redis refused a write for want of memory."""
     return refusal_in(error) == "OOM"
@@ -111,7 +123,7 @@ def state_of(error: BaseException, settings: RedisSettings) -> RedisState:
     elif code == "NOREPLICAS":
         reason = "ReadOnly"
         message = f"{where} has too few replicas to take writes (NOREPLICAS): bring them back."
-    elif isinstance(error, ReadOnlyError):
+    elif is_read_only(error):
         reason = "ReadOnly"
         message = f"{where} is a read-only replica: name the primary."
     else:

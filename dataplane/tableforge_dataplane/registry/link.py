@@ -17,9 +17,9 @@ from tableforge_dataplane.observability.breaker import CircuitBreaker
 from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.observability.metrics import Metrics
 from tableforge_dataplane.registry.connection import (
-    MOVED_FAILURES,
     CircuitOpenError,
     connect,
+    is_elsewhere,
     refusal_in,
     state_of,
 )
@@ -118,13 +118,11 @@ class Link:
         except (TimeoutError, RedisConnectionError, RedisTimeoutError, OSError):
             self._breaker.failed()
             raise
-        except MOVED_FAILURES:
-            self._breaker.succeeded()
-            # the next call asks again where the registry is
-            await self.redis.connection_pool.disconnect()
-            raise
-        except RedisError:
+        except RedisError as error:
             self._breaker.succeeded()  # an error is an answer
+            if is_elsewhere(error):
+                # the next call asks again where the registry is
+                await self.redis.connection_pool.disconnect()
             raise
         except asyncio.CancelledError:
             if self._breaker.state == "half-open":

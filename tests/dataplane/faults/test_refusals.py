@@ -289,20 +289,22 @@ async def test_homes_stay_where_they_are_while_leases_cannot_be_renewed(
     await admin.aclose()
 
 
+@pytest.mark.parametrize("binary", ["valkey", "redis62"])
 async def test_a_redis_that_is_made_a_replica_is_said_to_be_one_before_anybody_publishes(
-    make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers
+    make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers, binary: Binary
 ) -> None:
-    primary = make_redis(args=("--repl-diskless-sync-delay", "0"))
+    primary = make_redis(binary=binary, args=("--repl-diskless-sync-delay", "0"))
     await primary.start()
-    server = make_redis()
+    server = make_redis(binary=binary)
     await server.start()
-    (one,) = await instances(server, **QUICK)
+    (one,) = await instances(server, scaling=LEASES)
     ada = await peers(one)
     await ada.join("lobby")
     admin = admin_of(server)
     await admin.execute_command("REPLICAOF", primary.host, primary.port)
     await until(lambda: one.broker.redis_state().reason == "ReadOnly")
     assert "replica" in (await health_of(one))["redis"]["message"]
+    await until(lambda: one._registry.redis_state.reason == "ReadOnly")
     assert one.ready
     await admin.execute_command("REPLICAOF", "NO", "ONE")
     await until(lambda: one.broker.redis_state().reason == "Connected")

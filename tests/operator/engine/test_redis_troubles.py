@@ -283,6 +283,17 @@ async def test_a_disk_that_takes_no_more(outside: Outside, peers: Peers, tmp_pat
             await outside.recovers()
 
 
+async def test_replicas_that_are_missing(outside: Outside, tmp_path: Path) -> None:
+    async with RedisServer(tmp_path / "redis") as server:
+        await outside.start(place(server))
+        await outside.recovers()
+        await ask(server, "CONFIG", "SET", "min-replicas-to-write", 1)
+        await outside.says("RedisReadOnly", "NOREPLICAS", "bring them back")
+        assert "spec.redis.external.host" not in outside.redis_ready()["message"], "it is the right one"
+        await ask(server, "CONFIG", "SET", "min-replicas-to-write", 0)
+        await outside.recovers()
+
+
 async def test_a_version_that_is_too_old_is_told_by_its_number(outside: Outside) -> None:
     async def old_redis(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # No wheel has a server this old: this one says what Redis 5 says, and no more is asked of it.
