@@ -23,7 +23,7 @@ from tableforge_operator.decide.plan import decide
 from tableforge_operator.decide.snapshot import FleetView
 from tests.dataplane.door.certificates import write_pair
 from tests.dataplane.faults.test_refusals import with_a_disk_again, without_a_disk
-from tests.dataplane.path.instances import Peers
+from tests.dataplane.path.instances import Peers, until
 from tests.operator.engine.snapshots import SECRETS, at, conditions, ready_cluster
 from tests.operator.model.expected import environ
 from tests.support.children import free_port
@@ -272,7 +272,7 @@ async def test_memory_that_is_nearly_full(outside: Outside, tmp_path: Path) -> N
 async def test_a_disk_that_takes_no_more(outside: Outside, peers: Peers, tmp_path: Path) -> None:
     async with RedisServer(tmp_path / "redis") as server:
         await outside.start(place(server))
-        await outside.recovers()
+        await until(lambda: outside.server.ready)
         async with redis.asyncio.Redis(host=server.host, port=server.port) as admin:
             ada = await peers(outside.server)
             await ada.join("room")
