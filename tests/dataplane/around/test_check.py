@@ -235,8 +235,9 @@ async def test_every_primary_of_a_cluster_is_looked_at() -> None:
         environ = {"TABLEFORGE_REDIS_MODE": "Cluster", "TABLEFORGE_REDIS_ADDRESSES": cluster.addresses}
         done = check("--json", **environ, TABLEFORGE_REDIS_DURABILITY="Disk")
         found = json.loads(done.stdout)["findings"]
-        for topic, level in (("eviction", "fail"), ("latency", "ok"), ("persistence", "fail")):
-            said = [entry["message"] for entry in found if (entry["topic"], entry["level"]) == (topic, level)]
+        # a write may take long on a busy machine, which is a warning
+        for topic, levels in (("eviction", "fail"), ("latency", "ok warn"), ("persistence", "fail")):
+            said = [e["message"] for e in found if e["topic"] == topic and e["level"] in levels.split()]
             assert len(said) == 3, found
             for node in cluster.primaries:
                 assert any(f":{node.port}" in message for message in said)
