@@ -140,6 +140,7 @@ class Server:
             metrics=self.metrics,
             users=self._door,
             presence=self.presence,
+            redis_trouble=self.broker.trouble,
         )
         self.control.handle("disconnect", self.surroundings.roster.disconnect)
         self.control.handle("remove", self.surroundings.roster.remove)
@@ -170,6 +171,7 @@ class Server:
             locate=lambda: self._topology.locate(REGISTRY_SLOT),
         )
         self._registry.on_claim = self._on_claim
+        self._registry.link.on_refusal = lambda code: self.broker.refused(code, slot=REGISTRY_SLOT)
         self.homes = Homes(
             settings,
             this=this.instance,

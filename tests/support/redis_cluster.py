@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from tests.support.children import Child, free_port
 from tests.support.proxy import FaultProxy
-from tests.support.redis import Binary, RedisServer, server_binary
+from tests.support.redis import Binary, RedisServer, server_binary, server_environ
 
 SLOTS: Final = 16_384
 NODE_TIMEOUT_MS: Final = 1500
@@ -423,7 +423,7 @@ class RedisSentinels:
     def _sentinel(self, number: int) -> Child:
         folder = self._folder(number)
         command = [str(server_binary(self._binary)), str(folder / "sentinel.conf"), "--sentinel"]
-        return Child(command, log=folder / "log")
+        return Child(command, log=folder / "log", environ=server_environ(self._binary))
 
     async def _agree(self) -> bool:
         """Whether each sentinel knows the replica and the two others."""

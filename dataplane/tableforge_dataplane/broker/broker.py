@@ -142,10 +142,21 @@ class Broker:
         """How this instance sees its Redis."""
         return self._state
 
+    def trouble(self) -> str:
+        """Why Redis did not do what it was asked for, as far as is known: a sentence."""
+        silent = self._state.reason in (*PASSING, "Connected")
+        return "Redis does not answer." if silent else self._state.message
+
     def block(self, problem: RedisRefusedError | None) -> None:
         """Redis answers and must not be used, for this reason; None: it may (again)."""
         self._blocked = problem
         self._on_changed()
+
+    def refused(self, text: str, *, slot: int) -> None:
+        """What the server of this slot answered to somebody else's write: see `Shard.refused`."""
+        shard = self._cluster.shard_of(slot) if self._cluster is not None else self._single
+        if shard is not None:
+            shard.refused(text)
 
     def _make_shard(
         self, where: str, locate: Locate, subscriber: Subscriber, *, fence_key: bytes | None = None

@@ -11,6 +11,12 @@ WAITAOF_SINCE: Final = (8, 0)
 """From here on Redis's `WAITAOF` is believed. With `everysec` Redis 7.4.1 and Valkey 9.1 answer it before
 they have synced (redis/redis#13793; seen by noting every fdatasync: 12,309 of 12,313 came too early)."""
 
+WHAT_SYNCS: Final = (
+    "appendfsync always there, or everysec with Redis 8 or newer, whose syncs can be waited for (Redis 7.4 "
+    "and Valkey say so before they have synced)"
+)
+"""What durability `Disk` needs, for people."""
+
 
 async def needs_of(
     connection: RedisConnection, facts: ServerFacts, *, asked: Durability, where: str
@@ -34,6 +40,11 @@ async def needs_of(
     if disk and await _replies_are_synced(connection, facts, asked=asked, where=where):
         disk = False
     return Needs(disk=disk, replica=replica) if disk or replica else None
+
+
+def syncs_can_be_waited_for(*, product: str, compatible: tuple[int, ...], policy: str) -> bool:
+    """Whether `WAITAOF`'s word is good there. `policy`: its appendfsync, or `unknown`."""
+    return product == "Redis" and compatible >= WAITAOF_SINCE and policy != "no"
 
 
 def online_replicas(replication: dict[str, str]) -> int:
@@ -64,13 +75,12 @@ async def _replies_are_synced(
         )
     if policy == b"always":
         return True
-    if facts.product == "Redis" and facts.compatible >= WAITAOF_SINCE and policy != b"no":
+    if syncs_can_be_waited_for(product=facts.product, compatible=facts.compatible, policy=policy.decode()):
         return False
     raise RedisRefusedError(
         "DurabilityNotMet",
         f"{facts.product} {facts.version} at {where} runs with appendfsync {policy.decode()}: durability "
-        f"{asked} needs appendfsync always there, or everysec with Redis 8 or newer, whose syncs can be "
-        "waited for (Redis 7.4 and Valkey say so before they have synced).",
+        f"{asked} needs {WHAT_SYNCS}.",
     )
 
 

@@ -12,7 +12,7 @@ from tableforge_dataplane.broker.connection import RedisConnection, Reply, Reply
 from tableforge_dataplane.broker.entries import Entry, MalformedEntryError, Position, from_log
 from tableforge_dataplane.broker.publications import new_tag
 from tableforge_dataplane.broker.scripts import JOIN, RECEIVED
-from tableforge_dataplane.broker.state import ServerFacts
+from tableforge_dataplane.broker.state import ServerFacts, refusal_in
 from tableforge_dataplane.observability.logging import EventLog
 
 COMMANDS_WAITING: Final = 100_000
@@ -49,6 +49,8 @@ class Commands:
         self._connection: RedisConnection | None = None
         self._expected: deque[Callback] = deque()
         self._out: list[bytes] = []
+        self.on_error: Callable[[str], None] = _ignore
+        """Called with the text of each error reply, before whoever asked has it."""
 
     @property
     def connected(self) -> bool:
@@ -90,6 +92,8 @@ class Commands:
         self._out.clear()
 
     def _on_reply(self, reply: Reply) -> None:
+        if isinstance(reply, ReplyError):
+            self.on_error(refusal_in(reply))
         self._expected.popleft()(reply)
 
 

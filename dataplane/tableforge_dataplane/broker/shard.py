@@ -7,7 +7,7 @@ from typing import Final
 from tableforge_dataplane.broker.connection import Link, LinkUser, RedisConnection, Reply, pack
 from tableforge_dataplane.broker.durability import needs_of, online_replicas, setting_in
 from tableforge_dataplane.broker.fence import KEY_LIFETIME_MS, Fence
-from tableforge_dataplane.broker.publisher import Publisher
+from tableforge_dataplane.broker.publisher import REFUSING, Publisher
 from tableforge_dataplane.broker.recovery import Commands
 from tableforge_dataplane.broker.state import RedisRefusedError, ServerFacts, info_fields, judge
 from tableforge_dataplane.broker.subscriber import PING_INTERVAL_SECONDS, Subscriber
@@ -67,7 +67,8 @@ class Shard:
         self.subscriber = subscriber
         self.commands = Commands()
         self._redis = redis
-        publisher.on_refusal = self._on_refusal
+        publisher.on_refusal = subscriber.on_refusal = self._on_refusal
+        self.commands.on_error = self.refused
         publisher.on_taken = self._on_taken
         publisher.breaker.changed = self._on_breaker_changed
         checked = _CheckedPublisher(
@@ -125,6 +126,11 @@ class Shard:
             self._fence_key = key
             if self._fence is not None:
                 self._fence.use(key)
+
+    def refused(self, text: str) -> None:
+        """An error reply, to whatever was asked of it; where it refuses writes for now, that is its state."""
+        if text.split(" ", 1)[0] in REFUSING:
+            self._on_refusal(text)
 
     def start(self) -> None:
         """Begin to connect."""
@@ -207,7 +213,7 @@ class Shard:
                 self.links["publisher"].abort()
 
     async def _watch(self) -> None:
-        """The memory guard; its INFO also shows whether the commands' connection still answers."""
+        """Memory, role and replicas; what is asked also shows whether the commands' connection answers."""
         answered = asyncio.Event()
         replies: list[Reply] = []
 
@@ -221,6 +227,7 @@ class Shard:
                 continue
             answered.clear()
             replies.clear()
+            self.commands.send(pack(b"INFO", b"replication"), self._look_at_replication)
             self.commands.send(pack(b"INFO", b"memory"), on_info)
             if self._refused is not None:
                 self._try_a_write()
@@ -237,8 +244,8 @@ class Shard:
                 self._judge_memory(info_fields(replies[0]))
 
     def _look_at_durability(self) -> None:
-        """Somebody may change Redis's configuration while it runs, or stop its replicas: then the publisher's
-        connection is made anew, and what it takes to promise is looked at again."""
+        """Somebody may change Redis's configuration while it runs: then the publisher's connection is made
+        anew, and what it takes to promise is looked at again."""
         needs = self.publisher.needs
         if needs is None or not needs.disk:
             disk = "Disk" in self._redis.durability
@@ -254,14 +261,24 @@ class Shard:
             if isinstance(reply, bytes) and info_fields(reply).get("aof_enabled") == "0":
                 self.links["publisher"].abort()
 
-        def on_replication(reply: Reply) -> None:
-            if isinstance(reply, bytes) and not online_replicas(info_fields(reply)):
-                self.links["publisher"].abort()
-
         if "Disk" in self._redis.durability:
             self.commands.send(pack(b"INFO", b"persistence"), on_enabled)
-        if "Replica" in self._redis.durability:
-            self.commands.send(pack(b"INFO", b"replication"), on_replication)
+
+    def _look_at_replication(self, reply: Reply) -> None:
+        """It may become a replica while nobody publishes, or lose its own: the publisher's connection, made
+        anew, finds out what that means. (Whose a Cluster's slots are, the cluster says.)"""
+        if not isinstance(reply, bytes):
+            return
+        replication = info_fields(reply)
+        if replication.get("role") == "slave":
+            wrong = self._redis.mode != "Cluster"
+        else:
+            wrong = "Replica" in self._redis.durability and not online_replicas(replication)
+            # only where `min-replicas-to-write` asks for some
+            if replication.get("min_slaves_good_slaves") == "0":
+                self._on_refusal("NOREPLICAS")
+        if wrong and self.links["publisher"].up:
+            self.links["publisher"].abort()
 
     def _judge_memory(self, memory: dict[str, str]) -> None:
         try:

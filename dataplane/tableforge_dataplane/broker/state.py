@@ -93,7 +93,12 @@ def judge(text: str, *, where: str) -> RedisRefusedError:
         return RedisRefusedError(
             "OutOfMemory", f"Redis at {where} is out of memory: raise its maxmemory or publish less."
         )
-    if code in ("READONLY", "MASTERDOWN", "NOREPLICAS"):
+    if code == "NOREPLICAS":
+        return RedisRefusedError(
+            "ReadOnly",
+            f"Redis at {where} has too few replicas to take writes (NOREPLICAS): bring them back.",
+        )
+    if code in ("READONLY", "MASTERDOWN"):
         return RedisRefusedError(
             "ReadOnly", f"Redis at {where} takes no writes ({code}): connect to the primary."
         )

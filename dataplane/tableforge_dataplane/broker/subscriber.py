@@ -46,6 +46,8 @@ class Subscriber:
         self._sharded = False
         self.on_lost: Callable[[bytes, str], None] | None = None
         """Called with a wanted channel that this shard does not serve (any more), and what it said."""
+        self.on_refusal: Callable[[str], None] = _ignore
+        """Called with what Redis says to a ping while it refuses writes."""
         self._channels: set[bytes] = set()
         self._connection: RedisConnection | None = None
         self._open: deque[tuple[bool, bytes]] = deque()
@@ -163,6 +165,10 @@ class Subscriber:
         if reply == b"PONG":  # RESP2's answer while nothing is subscribed
             return
         text = str(reply) if isinstance(reply, ReplyError) else repr(reply)[:200]
+        if text.startswith("MISCONF") and isinstance(reply, ReplyError):
+            # it cannot write to its disk, and refuses pings like writes: no subscription
+            self.on_refusal(text)
+            return
         if self._sharded and isinstance(reply, ReplyError) and self._open:
             # one channel a command: it belongs to the oldest request
             wanted, channel = self._open.popleft()
@@ -174,3 +180,7 @@ class Subscriber:
         _log.warning("subscriber_unexpected_reply", reply=text)
         if self._connection is not None:
             self._connection.abort()
+
+
+def _ignore(_text: str) -> None:
+    return None

@@ -12,7 +12,7 @@ from tableforge_dataplane.homes.checks import problem
 from tableforge_dataplane.homes.commanding import Commanding
 from tableforge_dataplane.http.answers import CallError, answer
 from tableforge_dataplane.http.body import read_body, too_large
-from tableforge_dataplane.registry.connection import REDIS_FAILURES
+from tableforge_dataplane.registry.connection import REDIS_FAILURES, refusal_in
 
 MAX_COMMAND_BYTES: Final = 1_048_576
 
@@ -53,9 +53,9 @@ class FleetCommands:
         except REDIS_FAILURES as error:
             if isinstance(error, TimeoutError):
                 raise  # the limit on all pages, which the caller above answers
-            raise CallError(
-                "unavailable", "Redis does not answer: send it again later.", RETRY_SECONDS
-            ) from None
+            code = refusal_in(error)
+            said = "does not answer" if code is None else f"refuses writes ({code})"
+            raise CallError("unavailable", f"Redis {said}: send it again later.", RETRY_SECONDS) from None
         finally:
             self._waiting -= 1
         return answer(found, status=409 if found.stale else 200)

@@ -144,7 +144,7 @@ class Posting:
             position = NOWHERE if volatile else positions[address.room]
             if position is None:
                 done.set_exception(
-                    CallError("unavailable", "Redis does not answer: send this one again later.", 1.0)
+                    CallError("unavailable", f"{self._broker.trouble()} Send this one again later.", 1.0)
                 )
                 continue
             self._count += 1

@@ -141,7 +141,8 @@ class InstanceHealth:
         elif not readiness.started:
             status = "starting"
         else:
-            status = "degraded" if readiness.missing() else "healthy"
+            well = redis.reason == "Connected" and not readiness.missing()
+            status = "healthy" if well else "degraded"
         return Health(
             status=status,
             instance=self._this.instance,

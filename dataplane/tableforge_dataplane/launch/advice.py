@@ -4,13 +4,13 @@ import dataclasses
 import re
 from typing import Final, Literal
 
+from tableforge_dataplane.broker.durability import WHAT_SYNCS, syncs_can_be_waited_for
 from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.launch.probe import NodeFacts, RedisFacts
 
 Level = Literal["ok", "warn", "fail"]
 
 OLDEST: Final = (6, 2)
-WAITAOF_SINCE: Final = (7, 2)
 SHARDED_SINCE: Final = (7, 0)
 
 SLOW_SYNC_SECONDS: Final = 0.010
@@ -141,13 +141,15 @@ def _durability(node: NodeFacts, settings: Settings) -> list[Finding]:
         )
     elif policy == "always":
         found.append(Finding("ok", "persistence", f"{node.where} syncs every message before it answers."))
-    elif node.compatible < WAITAOF_SINCE:
+    elif not syncs_can_be_waited_for(
+        product=node.product, compatible=node.compatible, policy=policy or "unknown"
+    ):
         found.append(
             Finding(
                 "fail",
                 "persistence",
-                f"durability {asked} needs `appendfsync always` at {node.where}, or Redis 7.2, whose "
-                "syncs can be waited for.",
+                f"{node.product} {node.version} at {node.where} runs with appendfsync {policy or 'unknown'}: "
+                f"durability {asked} needs {WHAT_SYNCS}.",
             )
         )
     elif node.sync_seconds is not None:

@@ -1,8 +1,9 @@
 """The registry's own connection to Redis, and what its failures mean."""
 
 import asyncio
+import re
 from collections.abc import Callable
-from typing import Literal
+from typing import Final, Literal
 
 from redis.asyncio import Redis
 from redis.asyncio.connection import AbstractConnection
@@ -30,6 +31,10 @@ Reason = Literal[
 ]
 
 
+_REFUSAL: Final = re.compile(r"(?:^|-|error: )(OOM|MISCONF|NOREPLICAS) ")
+"""As it is, in the error that Redis 6.2 makes of a script's, and in redis-py's of a pipeline's."""
+
+
 class CircuitOpenError(RedisError):
     """Redis failed several times in a row and is left alone for a moment: it was not asked."""
 
@@ -38,8 +43,8 @@ REDIS_FAILURES = (RedisError, OSError, asyncio.TimeoutError)
 """What a call may raise where Redis is away, refuses, or answers with an error."""
 
 
-MOVED_FAILURES = (MovedError, AskError, TryAgainError, ClusterDownError, ReadOnlyError)
-"""What says that this server is not (or not for now) the one that holds the registry."""
+MOVED_FAILURES = (MovedError, AskError, TryAgainError, ClusterDownError)
+"""What a node of a Redis Cluster says of keys that it does not (or not for now) have."""
 
 
 def connect(
@@ -71,9 +76,29 @@ def connect(
     )
 
 
+def refusal_in(error: BaseException) -> str | None:
+    """The code by which a server that is the right one refused a write for now; None for anything else."""
+    if isinstance(error, OutOfMemoryError):
+        return "OOM"
+    found = _REFUSAL.search(str(error)) if isinstance(error, ResponseError) else None
+    return found[1] if found is not None else None
+
+
+def is_read_only(error: BaseException) -> bool:
+    """Whether it is a replica that was to be written to (6.2 wraps what it refuses a script)."""
+    return isinstance(error, ReadOnlyError) or (
+        isinstance(error, ResponseError) and "-READONLY " in str(error)
+    )
+
+
+def is_elsewhere(error: BaseException) -> bool:
+    """Whether this server is not (or not for now) the one that holds the registry."""
+    return isinstance(error, MOVED_FAILURES) or is_read_only(error)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether Redis refused a write for want of memory (6.2 wraps the error of a script in another)."""
-    return isinstance(error, OutOfMemoryError) or (isinstance(error, ResponseError) and "-OOM " in str(error))
+    """Whether Redis refused a write for want of memory."""
+    return refusal_in(error) == "OOM"
 
 
 def state_of(error: BaseException, settings: RedisSettings) -> RedisState:
@@ -89,10 +114,16 @@ def state_of(error: BaseException, settings: RedisSettings) -> RedisState:
             message = f"{where} refused the password: put the right one into REDIS_PASSWORD(_FILE)."
         else:
             message = f"{where} wants a password: set REDIS_PASSWORD or REDIS_PASSWORD_FILE."
-    elif is_out_of_memory(error):
+    elif (code := refusal_in(error)) == "OOM":
         reason = "OutOfMemory"
         message = f"{where} has reached its maxmemory: give it more memory."
-    elif isinstance(error, ReadOnlyError):
+    elif code == "MISCONF":
+        reason = "ReadOnly"
+        message = f"{where} cannot write to its disk (MISCONF): give it room and rights there."
+    elif code == "NOREPLICAS":
+        reason = "ReadOnly"
+        message = f"{where} has too few replicas to take writes (NOREPLICAS): bring them back."
+    elif is_read_only(error):
         reason = "ReadOnly"
         message = f"{where} is a read-only replica: name the primary."
     else:

@@ -17,7 +17,7 @@ from typing import Any, Final
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
-from tableforge_dataplane.registry.connection import is_out_of_memory
+from tableforge_dataplane.registry.connection import refusal_in
 from tableforge_dataplane.registry.keys import RegistryKeys
 
 ENTRIES_IN_ALL: Final = 16_384
@@ -183,10 +183,10 @@ class HeadcountExchange:
 
 
 def _checked(answers: list[Any]) -> list[Any]:
-    """Answers to a pipeline. Want of memory refuses a write and nothing else: None stands in its place."""
+    """Answers to a pipeline. Where Redis refuses writes, and nothing else, None stands in their place."""
     checked: list[Any] = []
     for answer in answers:
-        if isinstance(answer, RedisError) and not is_out_of_memory(answer):
+        if isinstance(answer, RedisError) and refusal_in(answer) is None:
             raise answer
         checked.append(None if isinstance(answer, RedisError) else answer)
     return checked

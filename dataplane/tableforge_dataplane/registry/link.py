@@ -16,7 +16,13 @@ from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.observability.breaker import CircuitBreaker
 from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.observability.metrics import Metrics
-from tableforge_dataplane.registry.connection import MOVED_FAILURES, CircuitOpenError, connect, state_of
+from tableforge_dataplane.registry.connection import (
+    CircuitOpenError,
+    connect,
+    is_elsewhere,
+    refusal_in,
+    state_of,
+)
 from tableforge_dataplane.registry.keys import RegistryKeys
 from tableforge_dataplane.registry.liveness import Liveness
 from tableforge_dataplane.topology.client import Locate
@@ -68,6 +74,8 @@ class Link:
             durability=settings.redis.durability,
         )
         """How this connection sees Redis."""
+        self.on_refusal: Callable[[str], None] = _no_matter
+        """Called with the code by which Redis refuses writes for now."""
 
     async def run(self, script: str, *, keys: list[str], args: list[Any]) -> Any:
         """The answer of one of the registry's scripts. Raises what `call` does."""
@@ -110,13 +118,11 @@ class Link:
         except (TimeoutError, RedisConnectionError, RedisTimeoutError, OSError):
             self._breaker.failed()
             raise
-        except MOVED_FAILURES:
-            self._breaker.succeeded()
-            # the next call asks again where the registry is
-            await self.redis.connection_pool.disconnect()
-            raise
-        except RedisError:
+        except RedisError as error:
             self._breaker.succeeded()  # an error is an answer
+            if is_elsewhere(error):
+                # the next call asks again where the registry is
+                await self.redis.connection_pool.disconnect()
             raise
         except asyncio.CancelledError:
             if self._breaker.state == "half-open":
@@ -155,6 +161,8 @@ class Link:
             return  # what it was left alone for has been told
         self._liveness.redis_failed()
         self._metrics.heartbeats_failed += 1
+        if (code := refusal_in(error)) is not None:
+            self.on_refusal(code)
         state = state_of(error, self._settings.redis)
         if self.state.reason != state.reason:
             _log.warning("redis_lost", reason=state.reason, message=state.message)
@@ -170,6 +178,10 @@ class Link:
         if script is None:
             script = self._scripts[name] = self.redis.register_script(text())
         return script
+
+
+def _no_matter(_code: str) -> None:
+    return None
 
 
 def _text(script: str, package: str = __package__) -> str:

@@ -15,7 +15,8 @@ class Verdict:
     """What is made of one reading."""
 
     alive: frozenset[str]
-    """Who counts as alive: whoever holds a lease; while a judgement is withheld, also who did before."""
+    """Who counts as alive: whoever holds a lease; while a judgement is withheld, also who did before, or,
+    where nobody is known to have held one, who has a record."""
     dead: frozenset[str]
     """Who is declared dead."""
     died: frozenset[str]
@@ -70,7 +71,11 @@ class Liveness:
         before = self._dead & missing
         withheld = self._withheld(known=known - before, missing=missing - before, monotonic=monotonic)
         dead = before if withheld else missing
-        alive = leased | (known & self._alive - dead) if withheld else leased
+        alive = leased
+        if withheld:
+            # who is new and finds nobody with a lease came while Redis takes no writes, for one
+            believed = self._alive if leased or self._alive else known
+            alive = leased | (known & believed - dead)
         verdict = Verdict(
             alive=alive,
             dead=dead,

@@ -23,7 +23,7 @@ from tableforge_dataplane.contract.settings import Settings
 from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.observability.metrics import Metrics, resident_memory_bytes
 from tableforge_dataplane.registry.budget import ReconnectBudget
-from tableforge_dataplane.registry.connection import REDIS_FAILURES, is_out_of_memory, state_of
+from tableforge_dataplane.registry.connection import REDIS_FAILURES, refusal_in, state_of
 from tableforge_dataplane.registry.headcount import Headcount, HeadcountExchange
 from tableforge_dataplane.registry.link import Link
 from tableforge_dataplane.registry.liveness import Liveness
@@ -138,7 +138,7 @@ class Registry:
         self._record_wanted = asyncio.Event()
         self._written_at = -float("inf")
         self._written: tuple[int, int, bool] | None = None
-        self._memory_refused = False
+        self._record_refused = False
         self._live_settings = ""
         self._tasks: list[asyncio.Task[None]] = []
         self.on_lease: Callable[[], None] = _nothing
@@ -341,15 +341,15 @@ class Registry:
             if written:
                 await self._write_rooms([room for room, _ in rooms])
         except REDIS_FAILURES as error:
-            if not is_out_of_memory(error):
+            if refusal_in(error) is None:
                 raise
             # the lease goes on without memory; the numbers in the record get old, which `updatedAt` shows
-            if not self._memory_refused:
+            if not self._record_refused:
                 _log.warning("record_refused", reason=state_of(error, self._settings.redis).message)
-            self._memory_refused = True
+            self._record_refused = True
             self._metrics.heartbeats_failed += 1
         else:
-            self._memory_refused = False
+            self._record_refused = False
         self._written_at = time.monotonic()
         self._written = (record.connections, record.rooms, record.draining)
 

@@ -279,7 +279,7 @@ class Membership:
         if isinstance(joining, Joining):
             self._client.error(
                 "unavailable",
-                "Redis does not answer, so the room could not be joined: try again later.",
+                f"{self._client.around.redis_trouble()} The room could not be joined: try again later.",
                 joining.id,
                 "join",
                 member.room.shown,

@@ -77,7 +77,9 @@ class Surroundings:
         metrics: Metrics,
         users: Users,
         presence: Presence,
+        redis_trouble: Callable[[], str],
     ) -> None:
+        """`redis_trouble`: why Redis did not do what it was asked for, a sentence."""
         self.settings = settings
         self.instance = instance
         self.hub = hub
@@ -85,6 +87,7 @@ class Surroundings:
         self.verifier = verifier
         self.metrics = metrics
         self.presence = presence
+        self.redis_trouble = redis_trouble
         self.roster = Roster()
         self.users = users
         self.budgets = ByteBudgets(settings.security)

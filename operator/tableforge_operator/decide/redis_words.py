@@ -35,6 +35,8 @@ _SERVERS: Final = {
     "Sentinel": f"{_EXTERNAL}.sentinel",
     "Cluster": f"{_EXTERNAL}.cluster.addresses",
 }
+_REFUSALS: Final = "MISCONF|NOREPLICAS"
+"""Why a primary takes no writes: another address would not help."""
 _MEANING: Final[dict[Durability, str]] = {
     "Memory": "Redis has it in memory",
     "Disk": "it is on disk",
@@ -84,7 +86,7 @@ def _advice(cluster: WebSocketCluster, redis: RedisState) -> str:
                 return f"It is given none: name its Secret in {_EXTERNAL}.passwordSecretRef."
             user = "the default user" if external.username is None else f"user {external.username}"
             return f"It is given what {_named(ref)} holds, as {user} ({_EXTERNAL}.username)."
-        case "ReadOnly" if "MISCONF" not in redis.message and external.mode == "Standalone":
+        case "ReadOnly" if external.mode == "Standalone" and not re.search(_REFUSALS, redis.message):
             return (
                 f"Name the primary in {_EXTERNAL}.host, or its sentinels with {_EXTERNAL}.mode: Sentinel, "
                 "which finds it."

@@ -15,7 +15,7 @@ from tableforge_dataplane.contract.settings import RedisSettings, Settings, Webs
 from tableforge_dataplane.launch.advice import about_files, about_redis
 from tableforge_dataplane.launch.probe import NodeFacts, RedisFacts, probe
 from tests.support.children import free_port
-from tests.support.redis import RedisServer
+from tests.support.redis import Binary, RedisServer
 from tests.support.redis_cluster import RedisCluster, RedisSentinels, ask, eventually
 
 COMMAND = str(Path(sys.executable).parent / "tableforge-dataplane")
@@ -43,6 +43,8 @@ GOOD = NodeFacts(
     sync_seconds=None,
     clock_offset_seconds=0.1,
 )
+
+EACH_SECOND: dict[str, Any] = {"config": {"appendfsync": "everysec"}}
 
 
 def check(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
@@ -92,17 +94,21 @@ async def test_a_redis_that_would_lose_messages(tmp_path: Path) -> None:
     assert relaxed["persistence"][0] == "warn"
 
 
-async def test_syncs_that_can_be_waited_for_are_measured_and_those_that_cannot_are_refused(
-    tmp_path: Path,
-) -> None:
-    async with RedisServer(tmp_path / "new", appendfsync="everysec") as server:
+async def test_syncs_that_can_be_waited_for_are_measured(tmp_path: Path) -> None:
+    async with RedisServer(tmp_path, binary="redis8", appendfsync="everysec") as server:
         found, code = findings(**server.environ, TABLEFORGE_REDIS_DURABILITY="Disk")
     assert (code, "is on disk after" in found["fsync"][1]) == (0, True)
     assert found["memory"][0] == "warn"
-    async with RedisServer(tmp_path / "old", binary="redis62", appendfsync="everysec") as server:
+
+
+@pytest.mark.parametrize("binary", ["redis62", "redis7", "valkey"])
+async def test_a_redis_whose_syncs_cannot_be_waited_for_fails_here_as_it_does_at_the_start(
+    tmp_path: Path, binary: Binary
+) -> None:
+    async with RedisServer(tmp_path, binary=binary, appendfsync="everysec") as server:
         found, code = findings(**server.environ, TABLEFORGE_REDIS_DURABILITY="Disk")
     assert (code, found["persistence"][0]) == (1, "fail")
-    assert "Redis 7.2" in found["persistence"][1]
+    assert "appendfsync always there, or everysec with Redis 8 or newer" in found["persistence"][1]
 
 
 async def test_nothing_is_left_behind(redis_server: RedisServer) -> None:
@@ -167,7 +173,14 @@ def asking(durability: Any, mode: Any = "Standalone") -> Settings:
         (Settings(), {"aof_failing": True}, "persistence", "fail"),
         (Settings(), {"aof_enabled": False}, "persistence", "warn"),
         (asking("Disk"), {}, "persistence", "ok"),
-        (asking("Disk"), {"config": {"appendfsync": "everysec"}, "sync_seconds": 0.5}, "fsync", "warn"),
+        (asking("Disk"), {**EACH_SECOND, "compatible": (8, 0), "sync_seconds": 0.5}, "fsync", "warn"),
+        (asking("Disk"), {**EACH_SECOND, "compatible": (7, 4), "sync_seconds": 0.5}, "persistence", "fail"),
+        (
+            asking("Disk"),
+            {"compatible": (8, 0), "config": {"appendfsync": "no"}, "sync_seconds": 0.5},
+            "persistence",
+            "fail",
+        ),
         (asking("Replica"), {}, "replicas", "fail"),
         (asking("Replica"), {"replicas_online": 1}, "replicas", "warn"),
         (
@@ -222,8 +235,9 @@ async def test_every_primary_of_a_cluster_is_looked_at() -> None:
         environ = {"TABLEFORGE_REDIS_MODE": "Cluster", "TABLEFORGE_REDIS_ADDRESSES": cluster.addresses}
         done = check("--json", **environ, TABLEFORGE_REDIS_DURABILITY="Disk")
         found = json.loads(done.stdout)["findings"]
-        for topic, level in (("eviction", "fail"), ("latency", "ok"), ("fsync", "ok")):
-            said = [entry["message"] for entry in found if (entry["topic"], entry["level"]) == (topic, level)]
+        # a write may take long on a busy machine, which is a warning
+        for topic, levels in (("eviction", "fail"), ("latency", "ok warn"), ("persistence", "fail")):
+            said = [e["message"] for e in found if e["topic"] == topic and e["level"] in levels.split()]
             assert len(said) == 3, found
             for node in cluster.primaries:
                 assert any(f":{node.port}" in message for message in said)

@@ -106,6 +106,14 @@ def test_a_newcomer_believes_the_leases() -> None:
     assert names(Clocked(settled=False).judge("abc", "ab").alive) == "ab"
 
 
+def test_a_newcomer_who_finds_no_lease_at_all_believes_the_records() -> None:
+    clocked = Clocked(settled=False)
+    assert names(clocked.judge("abc", "").alive) == "abc"
+    assert names(clocked.judge("abc", "a").alive) == "abc"
+    clocked.wait(TIMEOUT)
+    assert names(clocked.judge("abc", "ab").alive) == "ab"
+
+
 def test_whoever_comes_back_lives() -> None:
     clocked = Clocked()
     clocked.judge("abc", "ab")

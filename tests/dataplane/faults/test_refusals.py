@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import time
 import urllib.request
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, get_args
 
 import pytest
 import redis.asyncio
@@ -13,13 +14,15 @@ from tableforge_dataplane.broker.addresses import RoomAddress
 from tableforge_dataplane.broker.publications import Publication, RefusalCode, new_tag
 from tableforge_dataplane.broker.publisher import Publisher
 from tableforge_dataplane.broker.state import ServerFacts
+from tableforge_dataplane.broker.subscriber import Subscriber
 from tableforge_dataplane.contract.room_options import LogLimits
 from tableforge_dataplane.contract.settings import PerformanceSettings
 from tableforge_dataplane.observability.breaker import CircuitBreaker
 from tableforge_dataplane.server import Server
+from tests.dataplane.homes.fleets import agreed, enter, fleet
 from tests.dataplane.path.instances import Instances, Peers, until
-from tests.support.redis import RedisServer
-from tests.support.redis_cluster import until_called
+from tests.support.redis import Binary, RedisServer
+from tests.support.redis_cluster import eventually, until_called
 from tests.support.versions import every_redis
 
 QUICK: dict[str, Any] = {"scaling": {"retry_attempts": 2, "retry_delay_seconds": 0.1, "drain_seconds": 0.1}}
@@ -99,6 +102,213 @@ async def test_without_a_disk_publishes_are_refused_with_the_reason_and_taken_on
     assert (await ada.published("lobby", "mended"))["seq"] == 1
     assert [message["data"] for message in await bob.messages(1)] == ["mended"]
     assert (await health_of(one))["circuitBreakers"] == {"publish": "closed", "registry": "closed"}
+    await admin.aclose()
+
+
+async def too_few_replicas(_server: RedisServer, admin: "redis.asyncio.Redis") -> None:
+    await admin.config_set("min-replicas-to-write", 1)
+
+
+async def enough_replicas_again(_server: RedisServer, admin: "redis.asyncio.Redis") -> None:
+    await admin.config_set("min-replicas-to-write", 0)
+
+
+LEASES: dict[str, Any] = {
+    **QUICK["scaling"],
+    "failover_timeout_seconds": 1.2,
+    "heartbeat_interval_seconds": 0.3,
+    "cleanup_interval_seconds": 0.2,
+}
+
+
+async def without_leases(servers: list[Server], admin: "redis.asyncio.Redis") -> None:
+    """Wait until all leases have run out, and then for a whole timeout more."""
+
+    async def gone() -> bool:
+        return not [key async for key in admin.scan_iter("*lease*")]
+
+    await eventually(gone)
+    # a renewal is tried six times in a failover timeout, or more often
+    failed = [server.metrics.heartbeats_failed + 18 for server in servers]
+    await until(lambda: all(s.metrics.heartbeats_failed >= n for s, n in zip(servers, failed, strict=True)))
+
+
+async def judging(servers: list[Server]) -> None:
+    """Wait until nothing keeps them from declaring somebody dead, and they have looked."""
+    for server in servers:
+        await until(lambda server=server: server._registry._liveness.answering(monotonic=time.monotonic()))
+        await server._registry.others.clean_up()
+
+
+async def alive_as_seen_by(server: Server) -> dict[str, bool]:
+    """What the operator reads at `/fleet`."""
+    fleet = await server._registry.fleet()
+    assert fleet.totals.instances == sum(record.alive for record in fleet.instances)
+    return {record.instance: record.alive for record in fleet.instances}
+
+
+# 6.2 lets scripts write without replicas
+@pytest.mark.parametrize(
+    ("redis_server", "refuse", "take_again", "code"),
+    [
+        *((binary, without_a_disk, with_a_disk_again, "MISCONF") for binary in get_args(Binary)),
+        *((binary, too_few_replicas, enough_replicas_again, "NOREPLICAS") for binary in ("valkey", "redis7")),
+    ],
+    indirect=["redis_server"],
+)
+async def test_while_nobody_publishes_a_redis_that_takes_no_writes_is_told_and_nobody_is_dropped_or_dead(
+    redis_server: RedisServer,
+    instances: Instances,
+    peers: Peers,
+    caplog: pytest.LogCaptureFixture,
+    refuse: Callable[..., Awaitable[None]],
+    take_again: Callable[..., Awaitable[None]],
+    code: str,
+) -> None:
+    admin = admin_of(redis_server)
+    servers = [one, two] = await instances(redis_server, 2, scaling=LEASES)
+    ada, bob = await peers(one), await peers(two)
+    await ada.join("lobby")
+    await ada.join("table")
+    await bob.join("lobby")
+    await ada.publish("lobby", "before")
+    await ada.own_messages(1)
+    await bob.messages(1)
+
+    async def both_are_written() -> bool:
+        return int(await admin.hlen(one.broker.address("lobby").presence)) == 1 + 2
+
+    await eventually(both_are_written)
+    subscribed = [one.broker.shards[0].links["subscriber"].connection for one in servers]
+    await refuse(redis_server, admin)
+
+    # it is told, though nobody has published
+    for server in servers:
+        await until(lambda server=server: server.broker.redis_state().reason == "ReadOnly")
+        health = await health_of(server)
+        assert (health["status"], health["redis"]["connected"]) == ("degraded", True)
+        assert code in health["redis"]["message"]
+        assert health["circuitBreakers"] == {"publish": "closed", "registry": "closed"}
+    # a room that is there can be joined at an instance where nobody is in it; a new one cannot
+    assert (await bob.join("table"))["pos"].startswith("0-")
+    await bob.say({"type": "join", "id": 1, "room": "new"})
+
+    # leases run out, and nobody is dead for it; nor does who comes only now think so
+    await without_leases(servers, admin)
+    [late] = await instances(redis_server, scaling=LEASES)
+    for server in (*servers, late):
+        assert await alive_as_seen_by(server) == {"instance-1": True, "instance-2": True}
+        assert await server._registry.others.lost(frozenset({"instance-1", "instance-2"})) == frozenset()
+    error = await bob.until("error")
+    assert (error["code"], error["command"], error["room"]) == ("unavailable", "join", "new")
+    assert code in error["message"]
+    await bob.say({"type": "presence", "id": 2, "room": "lobby"})
+    assert (await bob.until("presence"))["count"] == 2
+    # what others publish is delivered, over the connections that there were
+    payload = b'0 0 0 1.000 x {"event":"e","from":null,"data":7}'
+    await admin.publish(one.broker.address("lobby").channel, payload)
+    for peer in (ada, bob):
+        assert (await peer.until("message"))["data"] == 7
+    assert [one.broker.shards[0].links["subscriber"].connection for one in servers] == subscribed
+
+    await take_again(redis_server, admin)
+    servers = [*servers, late]
+    for server in servers:
+        await until(lambda server=server: server.broker.redis_state().reason == "Connected")
+        await until(lambda server=server: server._registry.registered)
+        assert (await health_of(server))["status"] == "healthy"
+    await judging(servers)
+    for server in servers:
+        assert all((await alive_as_seen_by(server)).values())
+    assert await bob.join("new")
+    assert (await ada.published("lobby", "after"))["seq"] == 2
+    assert (await bob.until("message"))["data"] == "after"
+    told = {record.message for record in caplog.records}
+    assert not told & {"instance_died", "subscriber_unexpected_reply", "presence_of_gone_instances"}
+    await admin.aclose()
+
+
+class _Heard:
+    """A `SubscriberUser`."""
+
+    def __init__(self) -> None:
+        self.subscribed: list[bytes] = []
+
+    def on_message(self, channel: bytes, payload: bytes) -> None:
+        """Nobody sends any."""
+
+    def on_messages_end(self) -> None:
+        """Nor these."""
+
+    def on_subscribed(self, channel: bytes) -> None:
+        self.subscribed.append(channel)
+
+
+@pytest.mark.parametrize("clustered", [False, True])
+async def test_a_ping_that_is_refused_for_want_of_a_disk_is_no_answer_to_a_subscription(
+    clustered: bool,
+) -> None:
+    import hiredis
+
+    user, connection = _Heard(), _Scripted()
+    subscriber = Subscriber(user, clustered=clustered)
+    refusals: list[str] = []
+    lost: list[bytes] = []
+    subscriber.on_refusal = refusals.append
+    subscriber.on_lost = lambda channel, _: lost.append(channel)
+    facts = ServerFacts(product="Redis", version="8.0", compatible=(8, 0))
+    await subscriber.on_up(connection, facts)  # type: ignore[arg-type]
+    subscriber.subscribe(b"room")
+    await asyncio.sleep(0)
+    connection.receive(hiredis.ReplyError("MISCONF Errors writing to the AOF file"))
+    connection.receive([b"ssubscribe" if clustered else b"subscribe", b"room", 1])
+    assert (user.subscribed, refusals) == ([b"room"], ["MISCONF Errors writing to the AOF file"])
+    assert not lost
+    assert not connection.aborted
+
+
+async def test_homes_stay_where_they_are_while_leases_cannot_be_renewed(
+    redis_server: RedisServer, instances: Instances
+) -> None:
+    admin = admin_of(redis_server)
+    rooms = [f"room-{number}" for number in range(20)]
+    servers = await fleet(instances, redis_server, 2, scaling=LEASES)
+    enter(rooms, *servers)
+    await until(lambda: agreed(rooms, *servers) is not None)
+    homes = agreed(rooms, *servers)
+    assert homes is not None
+    assert set(homes.values()) == {"instance-1", "instance-2"}
+    await without_a_disk(redis_server, admin)
+    await without_leases(servers, admin)
+    assert agreed(rooms, *servers) == homes
+    await with_a_disk_again(redis_server, admin)
+    await judging(servers)
+    assert agreed(rooms, *servers) == homes
+    key = servers[0]._registry.link.keys.homes
+    assert {room.decode(): home.decode() for room, home in (await admin.hgetall(key)).items()} == homes
+    await admin.aclose()
+
+
+@pytest.mark.parametrize("binary", ["valkey", "redis62"])
+async def test_a_redis_that_is_made_a_replica_is_said_to_be_one_before_anybody_publishes(
+    make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers, binary: Binary
+) -> None:
+    primary = make_redis(binary=binary, args=("--repl-diskless-sync-delay", "0"))
+    await primary.start()
+    server = make_redis(binary=binary)
+    await server.start()
+    (one,) = await instances(server, scaling=LEASES)
+    ada = await peers(one)
+    await ada.join("lobby")
+    admin = admin_of(server)
+    await admin.execute_command("REPLICAOF", primary.host, primary.port)
+    await until(lambda: one.broker.redis_state().reason == "ReadOnly")
+    assert "replica" in (await health_of(one))["redis"]["message"]
+    await until(lambda: one._registry.redis_state.reason == "ReadOnly")
+    assert one.ready
+    await admin.execute_command("REPLICAOF", "NO", "ONE")
+    await until(lambda: one.broker.redis_state().reason == "Connected")
+    assert (await health_of(one))["status"] == "healthy"
     await admin.aclose()
 
 

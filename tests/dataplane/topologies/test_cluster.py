@@ -202,8 +202,10 @@ async def test_the_fence_of_each_shard_keeps_a_key_that_the_shard_has(
             assert (await ada.until("ack"))["seq"] == 2
 
 
-async def test_a_move_on_a_redis_without_sharded_channels(instances: Instances) -> None:
-    async with RedisCluster(binary="redis62") as cluster:
+# 6.2 has no sharded channels
+@pytest.mark.parametrize("binary", ["redis62", "redis7"])
+async def test_a_slot_moves_on_an_older_redis(instances: Instances, binary: Binary) -> None:
+    async with RedisCluster(binary=binary) as cluster:
         servers = await started(instances, cluster, 2)
         async with Ledger(urls(servers), members=2, rooms=4, seed=2) as ledger:
             publishing = asyncio.create_task(ledger.publish(1500, over_seconds=3))
@@ -219,6 +221,26 @@ async def test_a_move_on_a_redis_without_sharded_channels(instances: Instances) 
             await ledger.settle(timeout_seconds=20)
         unbroken(ledger)
         assert ledger.acknowledged == 1500
+
+
+@pytest.mark.parametrize("binary", ["redis62", "redis7"])
+async def test_a_killed_node_of_an_older_redis_is_followed_to_its_replica(
+    instances: Instances, binary: Binary
+) -> None:
+    async with RedisCluster(binary=binary, replicas=1) as cluster:
+        servers = await started(instances, cluster, 2, durability="Replica")
+        async with Ledger(urls(servers), members=2, rooms=6, seed=4) as ledger:
+            publishing = asyncio.create_task(ledger.publish(600, over_seconds=3))
+            await ledger.busy(1)
+            await cluster.primaries[0].kill9()
+            await eventually(lambda: is_primary(cluster.replicas[0][0]))
+            await cluster.primaries[0].start()
+            await publishing
+            await ledger.settle(timeout_seconds=30)
+        verdict = ledger.check()
+        assert not any((verdict.lost, verdict.doubled, verdict.out_of_order)), verdict.describe()
+        assert verdict.acknowledged > 400
+        await until(lambda: all(server.broker.redis_state().connected for server in servers), within=20)
 
 
 async def test_a_killed_node_is_followed_to_its_replica_and_a_planned_failover_too(

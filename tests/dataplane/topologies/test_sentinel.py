@@ -13,9 +13,9 @@ from tests.support.ledger import Ledger
 from tests.support.redis_cluster import RedisSentinels, ask, eventually
 
 
-@pytest.fixture
-async def sentinels() -> AsyncIterator[RedisSentinels]:
-    async with RedisSentinels() as made:
+@pytest.fixture(params=["valkey", "redis62", "redis7"])
+async def sentinels(request: pytest.FixtureRequest) -> AsyncIterator[RedisSentinels]:
+    async with RedisSentinels(binary=request.param) as made:
         yield made
 
 

@@ -23,7 +23,7 @@ from tableforge_operator.decide.plan import decide
 from tableforge_operator.decide.snapshot import FleetView
 from tests.dataplane.door.certificates import write_pair
 from tests.dataplane.faults.test_refusals import with_a_disk_again, without_a_disk
-from tests.dataplane.path.instances import Peers
+from tests.dataplane.path.instances import Peers, until
 from tests.operator.engine.snapshots import SECRETS, at, conditions, ready_cluster
 from tests.operator.model.expected import environ
 from tests.support.children import free_port
@@ -272,7 +272,7 @@ async def test_memory_that_is_nearly_full(outside: Outside, tmp_path: Path) -> N
 async def test_a_disk_that_takes_no_more(outside: Outside, peers: Peers, tmp_path: Path) -> None:
     async with RedisServer(tmp_path / "redis") as server:
         await outside.start(place(server))
-        await outside.recovers()
+        await until(lambda: outside.server.ready)
         async with redis.asyncio.Redis(host=server.host, port=server.port) as admin:
             ada = await peers(outside.server)
             await ada.join("room")
@@ -281,6 +281,17 @@ async def test_a_disk_that_takes_no_more(outside: Outside, peers: Peers, tmp_pat
             await outside.says("RedisReadOnly", "MISCONF", "give it room")
             await with_a_disk_again(server, admin)
             await outside.recovers()
+
+
+async def test_replicas_that_are_missing(outside: Outside, tmp_path: Path) -> None:
+    async with RedisServer(tmp_path / "redis") as server:
+        await outside.start(place(server))
+        await outside.recovers()
+        await ask(server, "CONFIG", "SET", "min-replicas-to-write", 1)
+        await outside.says("RedisReadOnly", "NOREPLICAS", "bring them back")
+        assert "spec.redis.external.host" not in outside.redis_ready()["message"], "it is the right one"
+        await ask(server, "CONFIG", "SET", "min-replicas-to-write", 0)
+        await outside.recovers()
 
 
 async def test_a_version_that_is_too_old_is_told_by_its_number(outside: Outside) -> None:
