@@ -4,13 +4,14 @@ import dataclasses
 import datetime as dt
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
+from tableforge_dataplane.contract.fleet import Fleet, InstanceRecord, RedisState, RoomLoad, Totals
 from tableforge_operator.decide.rebalancing import cycle
-from tableforge_operator.decide.rebalancing.load import Load
+from tableforge_operator.decide.rebalancing.load import Load, load_of
 from tableforge_operator.decide.rebalancing.state import (
     Command,
     MoveRooms,
@@ -630,6 +631,62 @@ def test_an_operator_that_starts_anew_waits_and_takes_cordons_back() -> None:
     while driver.state.work is None:
         turn = driver.turn(10)
     assert driver.now - started >= driver.settings.interval_seconds
+
+
+class Untouched(list[RoomLoad]):
+    """Rooms of a record that nobody may look at."""
+
+    def __iter__(self) -> Iterator[RoomLoad]:
+        raise AssertionError("rooms of an instance that gives nothing were looked at")
+
+    __getitem__ = __contains__ = __reversed__ = None  # type: ignore[assignment]
+
+
+def told(name: str, members: int, rooms: list[RoomLoad], *, at: float) -> InstanceRecord:
+    return InstanceRecord(
+        instance=name,
+        boot="1",
+        version="1",
+        started_at=0.0,
+        updated_at=at,
+        connections=members,
+        rooms=len(rooms),
+        capacity=2000,
+        draining=False,
+        alive=True,
+        heaviest_rooms=rooms,
+        address=f"/i/{name}/ws",
+    )
+
+
+def test_in_no_turn_of_a_plan_rooms_of_instances_that_give_nothing_are_looked_at() -> None:
+    """What a turn costs grows with the rooms of those that give, not with the fleet's."""
+    driver = Driver({})
+    hot = [RoomLoad(f"hot-{index}", 5) for index in range(400)]
+    driver.request = "now"
+    seen = []
+    for seconds in (1, 30, 30, 30):
+        at = driver.now + seconds
+        whole = Fleet(
+            instance="hot",
+            redis=RedisState(connected=True, reason="Connected", message=""),
+            as_of=at,
+            totals=Totals(instances=101, connections=0, rooms=0),
+            instances=[
+                told("hot", 5 * len(hot), hot, at=at),
+                *(
+                    told(f"p-{index}", 300, Untouched([RoomLoad("any", 1)] * 300), at=at)
+                    for index in range(100)
+                ),
+            ],
+        )
+        turn = driver.turn(seconds, load=load_of(whole))
+        driver.answer(*turn.commands)
+        seen.append(turn.report.phase)
+        moved = {move.room for one in turn.commands if isinstance(one, MoveRooms) for move in one.moves}
+        hot = [one for one in hot if one.room not in moved]
+    assert turn.report.moves_done == turn.report.moves_planned == 50
+    assert seen[0] == "Rebalancing"
 
 
 def test_more_moves_than_a_command_takes_are_several_commands() -> None:

@@ -14,12 +14,9 @@ CALM: Final = 3
 def looked_at(work: Work, load: Load, *, now: float) -> Work:
     """The work with the fates that are known by now."""
     by_name = {one.name: one for one in load.instances}
-    involved = {
-        name for one in work.moves if one.fate == "waiting" for name in (one.move.source, one.move.target)
-    }
     rooms = {
         name: dict(zip(held.names, held.members, strict=True))
-        for name in involved
+        for name in {one.move.source for one in work.moves if one.fate == "waiting"}
         for held in (load.rooms.get(name, NO_ROOMS),)
     }
     unheard = {move.room for one in work.unanswered if isinstance(one, MoveRooms) for move in one.moves}

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from tableforge_dataplane.contract.fleet import MOST_MOVES
 from tableforge_operator.decide.rebalancing import arrivals, averages, words
-from tableforge_operator.decide.rebalancing.load import Load, at_home, misplaced_of, spread_of
+from tableforge_operator.decide.rebalancing.load import Load, misplaced_of, spread_of
 from tableforge_operator.decide.rebalancing.planner import AIM, Limits, plan
 from tableforge_operator.decide.rebalancing.plans import Plan, RoomMove
 from tableforge_operator.decide.rebalancing.state import (
@@ -404,7 +404,7 @@ class _Step:
                 return
         cooling = {room: until for room, until in state.cooling.items() if until > self.now}
         found = plan(
-            at_home(load) if settings.mode == "Gateway" else load,
+            load,
             Limits(
                 aim=AIM * settings.threshold,
                 most_moves=min(settings.most_moves, MOST_COOLING - len(cooling)),
