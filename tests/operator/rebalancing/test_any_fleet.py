@@ -152,4 +152,5 @@ def test_any_story(mode: str, first: Load, script: list[dict[str, object]]) -> N
         report = found.report
         assert report.message
         assert report.moves_done + report.moves_failed <= report.moves_planned
-        assert report.spread >= 0
+        assert (report.spread is None) == (sight.load is None)
+        assert report.spread is None or report.spread >= 0

@@ -545,7 +545,7 @@ class _Step:
                 moves_done=done,
                 moves_failed=failed,
                 spread_before=round(last.spread_before, 2),
-                spread=round(self._spread(load), 2) if load is not None else 0.0,
+                spread=round(self._spread(load), 2) if load is not None else None,
                 last_plan_at=last.at,
                 last_request=state.last_request,
             ),

@@ -230,7 +230,8 @@ class Report:
     moves_done: int
     moves_failed: int
     spread_before: float
-    spread: float
+    spread: float | None
+    """None: the load is not known."""
     last_plan_at: dt.datetime | None
     last_request: str | None
 
