@@ -1,4 +1,4 @@
-"""Line charts as SVG, written by hand: no dependency for five pictures."""
+"""Line charts as SVG, written by hand: no dependency for some pictures."""
 
 import dataclasses
 import html
@@ -9,7 +9,12 @@ from typing import Final
 WIDTH: Final = 720
 HEIGHT: Final = 420
 LEFT, RIGHT, TOP, BOTTOM = 70, 20, 50, 80
-COLOURS: Final = ("#0b6e99", "#d9822b", "#7a4f9a", "#3c8d40", "#b03a48", "#555555")
+COLOURS: Final = (
+    *("#0b6e99", "#d9822b", "#7a4f9a", "#3c8d40", "#b03a48", "#555555"),
+    *("#4fb3d9", "#f2b134", "#c08bd9", "#8fc93a", "#e27d8a", "#000000"),
+)
+MANY: Final = 6
+"""Lines beyond which points have no dots, and the legend twice as many columns."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,6 +23,14 @@ class Line:
 
     title: str
     points: Sequence[tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Marks:
+    """Places on the horizontal axis at which something happened."""
+
+    title: str = ""
+    at: Sequence[float] = ()
 
 
 class _Axis:
@@ -55,6 +68,7 @@ def chart(
     y: str,
     x_is_logarithmic: bool,
     y_is_logarithmic: bool,
+    marks: Marks = Marks(),
 ) -> str:
     """The picture. Lines without points are named in the legend as missing."""
     drawn = [line for line in lines if line.points]
@@ -86,6 +100,16 @@ def chart(
     for tick in horizontal.ticks():
         at = horizontal.at(tick)
         out.append(f'<text x="{at:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{tick:,.10g}</text>')
+    if marks.at:
+        dashed = 'stroke="#888" stroke-dasharray="3 3"'
+        out.append(f'<line x1="{WIDTH - 150}" x2="{WIDTH - 150}" y1="28" y2="44" {dashed}/>')
+        out.append(f'<text x="{WIDTH - 144}" y="40" fill="#555">{html.escape(marks.title)}</text>')
+        out += [
+            f'<line x1="{at:.1f}" x2="{at:.1f}" y1="{TOP}" y2="{under}" {dashed}/>'
+            for at in map(horizontal.at, marks.at)
+        ]
+    many = len(lines) > MANY
+    columns, width = (6, 108) if many else (3, 215)
     for index, line in enumerate(lines):
         colour = COLOURS[index % len(COLOURS)]
         places = [f"{horizontal.at(px):.1f},{vertical.at(py):.1f}" for px, py in line.points]
@@ -96,8 +120,9 @@ def chart(
         out += [
             f'<circle cx="{place.split(",")[0]}" cy="{place.split(",")[1]}" r="3.5" fill="{colour}"/>'
             for place in places
+            if not many
         ]
-        left, top = LEFT + (index % 3) * 215, HEIGHT - 28 + (index // 3) * 18
+        left, top = LEFT + (index % columns) * width, HEIGHT - 28 + (index // columns) * 18
         name = line.title if line.points else f"{line.title} (missing)"
         out.append(f'<rect x="{left}" y="{top - 9}" width="12" height="10" fill="{colour}"/>')
         out.append(f'<text x="{left + 18}" y="{top}">{html.escape(name)}</text>')

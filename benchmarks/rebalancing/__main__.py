@@ -11,18 +11,28 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
+import msgspec
+
 from benchmarks import machine, plots
-from benchmarks.plots import Line
+from benchmarks.plots import Line, Marks
 from benchmarks.rebalancing import scenarios
 from benchmarks.rebalancing.model import NAMED, STARTED, Model
 from benchmarks.rebalancing.scenarios import ALL, MINUTE
+from tableforge_dataplane.contract.fleet import (
+    MOST_MOVES,
+    Fleet,
+    InstanceRecord,
+    RedisState,
+    RoomLoad,
+    Totals,
+)
 from tableforge_operator.decide.rebalancing import cycle
-from tableforge_operator.decide.rebalancing.load import Instance, Load, Rooms
-from tableforge_operator.decide.rebalancing.planner import Limits, plan
+from tableforge_operator.decide.rebalancing.load import Rooms, load_of
 from tableforge_operator.decide.rebalancing.state import Settings, Sight
 
 REPOSITORY: Final = Path(__file__).parent.parent.parent
@@ -34,64 +44,125 @@ MARKERS: Final = {
 TITLES: Final = {one.name: one.title for one in ALL}
 POINTS: Final = 48
 """Of a line."""
+POINTS_OF_MANY: Final = 150
+"""Of one of a dozen lines, which have no dots."""
+LOADS: Final = {"skew": 10, "burst": 50, "pods": 50, "chase": 20}
+"""Scenarios of which every instance's connections are drawn, and for how many minutes."""
 CYCLES: Final = 10_000
 
 
-def large(instances: int, rooms: int, *, seed: int = 1) -> Load:
-    """A skewed fleet with so many rooms on each instance; a few are several times as busy as others."""
+def large(instances: int, rooms: int, *, seed: int = 1) -> Fleet:
+    """A skewed fleet that names so many rooms of each instance; some are several times as busy as others."""
     chance = random.Random(seed)  # noqa: S311
-    found, held = [], {}
+    records = []
     for index in range(instances):
-        name = f"p-{index:04}"
         busy = chance.choice((0.5, 0.8, 1.0, 1.0, 1.3, 2.5))
         members = sorted(
             (max(1, min(int(busy * 3 * chance.paretovariate(1.5)), 500)) for _ in range(rooms)), reverse=True
         )
-        held[name] = Rooms([f"room-{index}-{place}" for place in range(rooms)], members)
-        found.append(Instance(name=name, connections=sum(members), capacity=50_000))
-    return Load(instances=found, rooms=held)
+        records.append(
+            InstanceRecord(
+                instance=f"p-{index:04}",
+                boot="1",
+                version="1",
+                started_at=0.0,
+                updated_at=0.0,
+                connections=sum(members),
+                rooms=rooms,
+                capacity=50_000,
+                draining=False,
+                alive=True,
+                heaviest_rooms=[
+                    RoomLoad(f"room-{index}-{place}", number) for place, number in enumerate(members)
+                ],
+                address=f"/i/p-{index:04}/ws",
+            )
+        )
+    return Fleet(
+        instance="p-0000",
+        redis=RedisState(connected=True, reason="Connected", message=""),
+        as_of=0.0,
+        totals=Totals(instances=instances, connections=0, rooms=0),
+        instances=records,
+    )
 
 
 def cost() -> str:
-    """What plans take of the processor, as a table: the median of five."""
+    """What turns of the cycle take of the processor and of memory, as a table: the median of five."""
     lines = [
-        "| instances | rooms | moves at most | moves planned | rooms looked at | CPU seconds |",
-        "|---|---|---|---|---|---|",
+        (
+            "| instances | rooms named | moves at most | moves planned | rooms looked at | "
+            "CPU seconds of a turn that plans | of one that only looks | MB that planning takes |"
+        ),
+        "|---|---|---|---|---|---|---|---|",
     ]
-    for instances, rooms in ((10, 200), (100, 1000), (1000, 1000)):
-        load = large(instances, rooms)
-        for most in (50, 1000, 1_000_000):
-            seconds = []
-            limits = Limits(aim=0.15, most_moves=most, most_clients=10**9)
+    for instances, rooms in ((10, NAMED), (1000, NAMED), (100, 1000), (1000, 1000)):
+        fleet = large(instances, rooms)
+        for most in (50, MOST_MOVES):
+            settings = Settings(mode="Gateway", most_moves=most, reconnects_per_second=10_000)
             gc.collect()
-            for _ in range(5):
-                started = time.process_time()
-                found = plan(load, limits, mode="Gateway", measure="capacity")
-                seconds.append(time.process_time() - started)
-            lines.append(
-                f"| {instances:,} | {instances * rooms:,} | {most:,} | {len(found.moves):,} | "
-                f"{found.rooms_looked_at:,} | {statistics.median(seconds):.3f} |"
+            runs = [_turns(fleet, settings) for _ in range(5)]
+            looking, planning = (
+                statistics.median(seconds) for seconds in zip(*(one.seconds for one in runs), strict=True)
             )
-    return "\n".join([*lines, "", _turns(), "", _where()])
+            found = _turns(fleet, settings, traced=True)
+            lines.append(
+                f"| {instances:,} | {instances * rooms:,} | {most:,} | {found.moves:,} "
+                f"| {found.looked_at:,} | {planning:.3f} | {looking:.3f} | {found.memory / 1e6:.1f} |"
+            )
+    return "\n".join([*lines, "", _where()])
 
 
-def _turns() -> str:
-    """What whole turns take, as the operator calls them."""
-    load = large(1000, NAMED)
-    told = tuple(dataclasses.replace(one, updated_at=100.0) for one in load.instances)
-    sight = Sight(load=dataclasses.replace(load, as_of=100.0, instances=told), seen_at=100.0)
-    settings = Settings(mode="Gateway", reconnects_per_second=10_000)
-    state = cycle.begin(now=0.0)
-    started = time.process_time()
-    turn = cycle.step(state, sight=sight, settings=settings, now=100.0, wall=STARTED)
-    quiet = time.process_time() - started
-    started = time.process_time()
-    turn = cycle.step(turn.state, sight=sight, settings=settings, now=100.0, wall=STARTED, request="now")
-    planned = time.process_time() - started
-    return (
-        f"A whole turn with 1,000 instances that name {NAMED} rooms each takes {planned:.3f} s where it "
-        f"plans {turn.report.moves_planned} moves, and {quiet:.3f} s where it only looks."
-    )
+@dataclasses.dataclass(frozen=True)
+class _Turns:
+    """A turn that only looks, and the next one, which plans."""
+
+    seconds: tuple[float, float]
+    """Of the processor."""
+    moves: int
+    looked_at: int
+    """Rooms, in both."""
+    memory: int
+    """Bytes that the second one had at most, beyond what was there before."""
+
+
+class _Counted(Mapping[str, Rooms]):
+    """Rooms by instance, and how many were asked for."""
+
+    def __init__(self, rooms: Mapping[str, Rooms]) -> None:
+        self._rooms = rooms
+        self.looked_at = 0
+
+    def __getitem__(self, name: str) -> Rooms:
+        found = self._rooms[name]
+        self.looked_at += len(found.names)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rooms)
+
+    def __len__(self) -> int:
+        return len(self._rooms)
+
+
+def _turns(fleet: Fleet, settings: Settings, *, traced: bool = False) -> _Turns:
+    """As the operator has them, from what the fleet answered to what is to be done."""
+    state, seconds, looked_at = cycle.begin(now=0.0), [], 0
+    for now in (30.0, 90.0):
+        records = [msgspec.structs.replace(one, updated_at=now) for one in fleet.instances]
+        told = msgspec.structs.replace(fleet, as_of=now, instances=records)
+        if traced:
+            tracemalloc.start()
+        started = time.process_time()
+        load = load_of(told)
+        rooms = _Counted(load.rooms)
+        sight = Sight(load=dataclasses.replace(load, rooms=rooms), seen_at=now)
+        turn = cycle.step(state, sight=sight, settings=settings, now=now, wall=STARTED)
+        seconds.append(time.process_time() - started)
+        memory = tracemalloc.get_traced_memory()[1] if traced else 0
+        tracemalloc.stop()
+        state, looked_at = turn.state, looked_at + rooms.looked_at
+    return _Turns((seconds[0], seconds[1]), turn.report.moves_planned, looked_at, memory)
 
 
 def _where() -> str:
@@ -146,10 +217,10 @@ def example() -> str:
     for now in model.run(10 * MINUTE):
         for news in model.news[told:]:
             lines.append(f"{now:5.0f} s  {news.reason}: {news.message}")
-            if news.reason == "RebalanceStarted":
+            if news.reason == "RebalanceStarted" and model.state.work is not None:
                 lines += [
-                    f"         {moved.room} ({moved.members}): {moved.source} → {moved.target}"
-                    for moved in model.moved
+                    f"         {move.room} ({move.members}): {move.source} → {move.target}"
+                    for move in (one.move for one in model.state.work.moves)
                 ]
             else:
                 lines.append(_row(f"{now:5.0f} s", model))
@@ -203,17 +274,35 @@ def draw(models: dict[str, Model], noise: scenarios.Noise) -> list[Path]:
             y_is_logarithmic=True,
         ),
     }
+    for name, minutes in LOADS.items():
+        pictures[f"load-{name}.svg"] = plots.chart(
+            f"{TITLES[name]}: each instance",
+            [
+                Line(instance, _upto(points, minutes, POINTS_OF_MANY))
+                for instance, points in models[name].connections.items()
+            ],
+            x="minutes",
+            y="connections",
+            x_is_logarithmic=False,
+            y_is_logarithmic=False,
+            marks=Marks("a plan is made", [at / MINUTE for at in models[name].planned]),
+        )
     for name, picture in pictures.items():
         (PICTURES / name).write_text(picture)
     return [PICTURES / name for name in pictures]
 
 
 def _line(model: Model, name: str, minutes: float) -> Line:
-    return Line(name, _thinned([(at / 60, spread) for at, spread in model.spreads if at <= minutes * MINUTE]))
+    return Line(name, _upto(model.spreads, minutes, POINTS))
 
 
-def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    step = max(1, -(-len(points) // POINTS))
+def _upto(points: Sequence[tuple[float, float]], minutes: float, most: int) -> Sequence[tuple[float, float]]:
+    """In minutes."""
+    return _thinned([(at / MINUTE, number) for at, number in points if at <= minutes * MINUTE], most)
+
+
+def _thinned(points: Sequence[tuple[float, float]], most: int = POINTS) -> Sequence[tuple[float, float]]:
+    step = max(1, -(-len(points) // most))
     return [*points[::step], points[-1]]
 
 

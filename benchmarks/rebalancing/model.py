@@ -105,10 +105,13 @@ class Model:
         """Clients that were made to move."""
         self.most_sent_in_a_second = 0.0
         self.news: list[News] = []
+        self.planned: list[float] = []
+        """When plans were made."""
         self.spreads: list[tuple[float, float]] = []
+        self.connections: dict[str, list[tuple[float, float]]] = {}
+        """Of each instance, while it was there."""
         self.request: str | None = None
         self.on_move: Callable[[Moved], None] = lambda _: None
-        self._tokens = 0.0
         self._going: list[_Going] = []
         self._sending: dict[str, _Sending] = {}
 
@@ -150,8 +153,6 @@ class Model:
 
     def _advance(self, seconds: float) -> None:
         before, self.now = self.now, self.now + seconds
-        self._tokens = min(self._tokens, self.settings.reconnects_per_second)
-        self._tokens += seconds * self.settings.reconnects_per_second
         self._follow(seconds)
         heartbeat = self.settings.heartbeat_seconds
         for one in self.instances.values():
@@ -159,6 +160,8 @@ class Model:
             if due and self.chance.random() >= self.late:
                 self._tell(one)
         self.spreads.append((self.now, spread_of(self.truth(), self.settings.measure)))
+        for one in self.instances.values():
+            self.connections.setdefault(one.name, []).append((self.now, one.connections))
 
     def truth(self) -> Load:
         """The load without noise, now."""
@@ -178,13 +181,14 @@ class Model:
         )
 
     def _follow(self, seconds: float) -> None:
-        sent = 0
+        # What nobody took before is nobody's now: so no second has more than the budget.
+        sent, left = 0, int(seconds * self.settings.reconnects_per_second)
         still_open = self._open()
-        while self._tokens >= 1 and (self._going or self._sending):
+        while left > 0 and (self._going or self._sending):
             if self._going:
                 one = self._going[0]
                 source, target = self.instances[one.source], self.instances[one.target]
-                number = min(one.left, int(self._tokens), source.rooms.get(one.room, 0))
+                number = min(one.left, left, source.rooms.get(one.room, 0))
                 if number <= 0:
                     source.following -= one.left
                     self._going.pop(0)
@@ -196,13 +200,13 @@ class Model:
                 source.following -= number
                 one.left -= number
             else:
-                number = self._send(still_open)
-            self._tokens -= number
+                number = self._send(still_open, left)
+            left -= number
             sent += number
         self.sent += sent
         self.most_sent_in_a_second = max(self.most_sent_in_a_second, sent / seconds)
 
-    def _send(self, still_open: list[ModelInstance]) -> int:
+    def _send(self, still_open: list[ModelInstance], most: int) -> int:
         """Some clients of an instance that sheds arrive anywhere that is open."""
         name = min(self._sending)
         one = self._sending[name]
@@ -213,7 +217,7 @@ class Model:
             del self._sending[name]
             return 0
         room = self.chance.choice(sorted(source.rooms))
-        number = min(one.left, source.rooms[room], int(self._tokens), 5)
+        number = min(one.left, source.rooms[room], most, 5)
         source.rooms[room] -= number
         if not source.rooms[room]:
             del source.rooms[room]
@@ -241,7 +245,9 @@ class Model:
             done=one.done,
         )
         one.told_rooms = Rooms(
-            [room for room, _ in heaviest], [round(members * factor) for _, members in heaviest]
+            [room for room, _ in heaviest],
+            [round(members * factor) for _, members in heaviest],
+            frozenset(room for room, _ in heaviest if self.homes[room] != one.name),
         )
 
     def load(self) -> Load:
@@ -266,6 +272,8 @@ class Model:
         )
         self.state, self.report = turn.state, turn.report
         self.news += turn.news
+        if any(news.reason == "RebalanceStarted" for news in turn.news):
+            self.planned.append(self.now)
         for one in self.instances.values():
             one.closed = one.name in turn.closed
         for command in turn.commands:

@@ -102,6 +102,11 @@ REBALANCE_MOVES: Final = Counter(
     ["outcome"],
     registry=REGISTRY,
 )
+# From the start, so that the first of them counts as an increase.
+for _event in ("Started", "Finished", "Blocked", "Stopped", "NotNeeded", "Refused"):
+    REBALANCES.labels(f"Rebalance{_event}")
+for _outcome in ("done", "failed"):
+    REBALANCE_MOVES.labels(_outcome)
 LEADER: Final = Gauge(
     "tableforge_operator_leader", "1 while this process holds the lease.", registry=REGISTRY
 )
@@ -130,5 +135,24 @@ class ClustersByState(Collector):
         yield family
 
 
+class RebalanceSpreads(Collector):
+    """How even load is, asked for likewise: of clusters that are gone nothing stays."""
+
+    known: Callable[[], Mapping[tuple[str, str], float]] = staticmethod(dict)
+    """Spreads by namespace and name of the cluster; set by who knows them."""
+
+    def collect(self) -> Iterable[Metric]:
+        family = GaugeMetricFamily(
+            "tableforge_operator_rebalance_spread",
+            "How uneven a cluster's load is: (most - least) / mean. None where that is not known.",
+            labels=["namespace", "name"],
+        )
+        for (namespace, name), spread in self.known().items():
+            family.add_metric([namespace, name], spread)
+        yield family
+
+
+REBALANCE_SPREADS: Final = RebalanceSpreads()
+REGISTRY.register(REBALANCE_SPREADS)
 CLUSTERS: Final = ClustersByState()
 REGISTRY.register(CLUSTERS)

@@ -116,6 +116,7 @@ class Reconciler:
         metrics.QUEUE_DEPTH.set_function(self.queue.depth)
         metrics.QUEUE_AGE_SECONDS.set_function(self.queue.age_seconds)
         metrics.CLUSTERS.count = self.states
+        metrics.REBALANCE_SPREADS.known = self.spreads
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._resync(), name="cluster resync")
@@ -236,6 +237,7 @@ class Reconciler:
 
     async def _rebalance(self, key: ClusterKey, cluster: Object, memory: Memory) -> Turn | None:
         """What the planner says of the load; None where it is not asked."""
+        memory.spread = None
         try:
             typed = api.load(cluster)
         except api.InvalidClusterError:
@@ -253,13 +255,13 @@ class Reconciler:
             memory.requested = (request, now.monotonic)
         since = -math.inf if memory.requested is None else memory.requested[1]
         if balance.is_large(snapshot):
-            # It takes up to a second, which the lease and every other cluster would have to wait.
+            # It takes some tenths of a second, which the lease and every other cluster would have to wait.
             turn = await asyncio.to_thread(
                 balance.step, typed, snapshot, before, now, reign=reign, requested_at=since
             )
         else:
             turn = balance.step(typed, snapshot, before, now, reign=reign, requested_at=since)
-        memory.rebalancing = turn.state
+        memory.rebalancing, memory.spread = turn.state, turn.report.spread
         if before.work is not None and turn.state.work is None:
             metrics.REBALANCE_MOVES.labels("done").inc(turn.state.last.done)
             metrics.REBALANCE_MOVES.labels("failed").inc(turn.state.last.failed)
@@ -469,6 +471,10 @@ class Reconciler:
     def states(self) -> Mapping[str, int]:
         """How many of the known clusters are in each state."""
         return collections.Counter(verdict.state(cluster) for cluster in self._clusters.values())
+
+    def spreads(self) -> Mapping[ClusterKey, float]:
+        """How uneven the load of the clusters is, as far as it is known."""
+        return {key: memory.spread for key, memory in self._memories.items() if memory.spread is not None}
 
 
 def _count(error: Exception) -> None:

@@ -59,6 +59,8 @@ class InstanceRecord(msgspec.Struct, frozen=True, rename="camel", kw_only=True):
     there is no such place, or nobody has told it yet."""
     homes: int = 0
     """Rooms that have their home here."""
+    elsewhere: list[str] = []
+    """Those of `heaviest_rooms` whose home is not here, as far as is known: none can be moved from here."""
     following: int = 0
     """Clients that are on their way to another instance: they were told to move, and haven't yet."""
     commands: list[str] = []

@@ -242,12 +242,16 @@ class Homes:
     def describe(self, record: InstanceRecord) -> InstanceRecord:
         """This instance's record, with what there is to say of homes and orders."""
         homes, following = self._told_numbers = (self._metrics.homes, self.following())
+        here = self._here.rooms
         return msgspec.structs.replace(
             record,
             cordoned=self.cordoned,
             weight=self.weight,
             address=self.address,
             homes=homes,
+            elsewhere=[one.room for one in record.heaviest_rooms if here.get(one.room) != self.this]
+            if self.kept
+            else [],
             following=following,
             commands=list(self._sheds_done)[-SHEDS_TOLD:],
         )

@@ -146,6 +146,6 @@ class Overview:
         page = later[:limit]
         return InstancesPage(
             as_of=fleet.as_of,
-            instances=[msgspec.structs.replace(record, heaviest_rooms=[]) for record in page],
+            instances=[msgspec.structs.replace(record, heaviest_rooms=[], elsewhere=[]) for record in page],
             cursor=page[-1].instance if len(later) > limit else None,
         )

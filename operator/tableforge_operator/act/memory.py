@@ -60,6 +60,8 @@ class Memory:
     led_to: set[str] = dataclasses.field(default_factory=set)
     """Instances that have had a Service or a route of their own."""
     rebalancing: State | None = None
+    spread: float | None = None
+    """How uneven load is; None: nobody knows."""
     """What the planner remembers; None before its first turn."""
     answers: list[tuple[str, dict[str, str]]] = dataclasses.field(default_factory=list)
     """Its commands that the fleet has taken since its last turn, with what became of each room."""

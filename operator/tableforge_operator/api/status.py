@@ -73,7 +73,7 @@ class RebalanceStatus(Group, frozen=True, omit_defaults=True):
         ),
     ] = None
     moves_done: Annotated[_Count | None, field("Those of them that have been.")] = None
-    moves_failed: Annotated[_Count | None, field("Those of them that could not be.")] = None
+    moves_failed: Annotated[_Count | None, field("Those of them that were begun and could not be.")] = None
     spread_before: Annotated[
         Annotated[float, msgspec.Meta(ge=0)] | None,
         field("How uneven load was before that: (most - least) / mean."),

@@ -124,9 +124,24 @@ async def test_without_homes_instances_are_cordoned_and_shed_all_the_same(
     answer = await command(two, Move(fence=1, id="m", moves=[RoomMove(**MOVE)]))
     assert [outcome.outcome for outcome in answer.moves] == ["no_such_room"]
     assert one.homes.home_of("hall") is None
+    await told(two, "instance-1", rooms=1, elsewhere=[])
     names = {key.decode().rpartition("}:")[2] for key in await look.redis.keys(f"{KEYS.directory('')}*")}
     assert not names & {"homes", "places", "stands", "leaving", "moved", "swept"}
     assert not any(name.startswith("homes-of:") for name in names)
+
+
+async def test_a_record_says_which_of_its_rooms_have_their_home_elsewhere(
+    instances: Instances, redis_server: RedisServer, peers: Peers
+) -> None:
+    """Nobody can move these from there."""
+    one, two = await fleet(instances, redis_server, 2)
+    for server in (one, two):
+        ada = await peers(server)
+        await ada.join("hall")
+    await until(lambda: agreed(["hall"], one, two) is not None)
+    home = (agreed(["hall"], one, two) or {})["hall"]
+    for name in ("instance-1", "instance-2"):
+        await told(one, name, elsewhere=[] if name == home else ["hall"], rooms=1)
 
 
 async def test_a_shed_reaches_its_instance_is_reported_and_is_not_done_twice(

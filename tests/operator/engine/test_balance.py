@@ -261,7 +261,11 @@ def test_load_that_moves_a_little_costs_no_write_and_more_of_it_waits() -> None:
 
 def test_while_nobody_tells_the_load_that_is_said() -> None:
     silent = dataclasses.replace(uneven(pod("one"), loads={"one": 1}), fleet=FleetView())
-    assert step(silent).report.reason == "FleetUnknown"
+    turn = step(silent)
+    assert (turn.report.reason, turn.report.spread) == ("FleetUnknown", None)
+    said = of(silent, turn).status
+    assert said is not None
+    assert "spread" not in said["rebalance"]
     away = uneven(pod("one"), pod("two"), loads={"one": 1, "two": 9})
     assert away.fleet.fleet is not None
     told = msgspec.structs.replace(away.fleet.fleet, redis=AWAY)

@@ -2,12 +2,16 @@
 
 import asyncio
 import contextlib
+import dataclasses
+import re
 import threading
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
+from prometheus_client import generate_latest
 
+from tableforge_operator import metrics
 from tableforge_operator.decide import balance
 from tableforge_operator.decide.snapshot import FleetView
 from tableforge_operator.kube import CLUSTERS, NotFoundError
@@ -166,3 +170,35 @@ async def test_a_large_plan_keeps_nobody_waiting(
             planned.set()
         async with asyncio.timeout(30):
             await api.has_judged("large")
+
+
+async def test_the_spread_is_told_of_clusters_that_are_there_and_looked_at(
+    api: Api, fleets: Fleets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = balance.step
+    spreads = {"even": 0.05, "hot": 1.25, "silent": None}
+
+    def seen(typed: Any, *given: Any, **more: Any) -> Any:
+        turn = plan(typed, *given, **more)
+        return dataclasses.replace(turn, report=dataclasses.replace(turn.report, spread=spreads[typed.name]))
+
+    def told() -> dict[str, str]:
+        line = r'^tableforge_operator_rebalance_spread\{name="(.*)",namespace="ns"\} (.*)$'
+        return dict(re.findall(line, generate_latest(metrics.REGISTRY).decode(), re.MULTILINE))
+
+    monkeypatch.setattr(balance, "step", seen)
+    fleets.answer.set()
+    async with working(api, fleets) as reconciler:
+        async with asyncio.timeout(30):
+            for name in spreads:
+                api.add(name)
+                reconciler.notice(("ns", name), "1")
+                await api.has_judged(name)
+        assert told() == {"even": "0.05", "hot": "1.25"}
+        looked = asyncio.Event()
+        api.before_answer = looked.set
+        del api.clusters["hot"]
+        reconciler.notice(("ns", "hot"))
+        async with asyncio.timeout(30):
+            await looked.wait()
+        assert told() == {"even": "0.05"}

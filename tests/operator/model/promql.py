@@ -61,12 +61,21 @@ def series() -> dict[str, frozenset[str]]:
     counted = Metrics()
     for name in ("publishes_refused", "connections_refused", "connections_closed", "connections_shed"):
         getattr(counted, name).add("x")
-    for name in ("messages_sent", "messages_received", "messages_dropped", "recoveries", "resets"):
+    for name in (
+        "messages_sent",
+        "messages_received",
+        "messages_dropped",
+        "recoveries",
+        "resets",
+        "migrate_hints",
+        "home_moves",
+    ):
         getattr(counted, name).add("x")
     counted.api_calls.record("x", 200)
     operator_metrics.RECONCILES.labels("ok")
     operator_metrics.WATCH_UP.labels("services", "")
     operator_metrics.API_WRITES.labels("apply", "services", "200")
+    operator_metrics.REBALANCE_SPREADS.known = lambda: {("x", "x"): 0.0}
     pages = (Exposition(counted, instance="x").render(), generate_latest(operator_metrics.REGISTRY))
     found: dict[str, set[str]] = {"up": set()}
     for page in pages:

@@ -69,7 +69,8 @@ def loads(draw: st.DrawFn) -> Load:
         members = draw(st.lists(st.integers(0, 300), max_size=12))
         # Rooms may be named twice, by two instances.
         names = [f"room-{draw(st.integers(0, 40))}-{place}" for place in range(len(members))]
-        rooms[name] = Rooms(names, members)
+        elsewhere = frozenset(room for room in names if draw(st.integers(0, 9)) == 0)
+        rooms[name] = Rooms(names, members, elsewhere)
         extra = draw(st.integers(-50, 50))
         instances.append(
             Instance(

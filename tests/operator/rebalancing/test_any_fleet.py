@@ -117,9 +117,20 @@ def test_any_story(mode: str, first: Load, script: list[dict[str, object]]) -> N
             if found.report.phase == "Rebalancing":
                 taking_part = {one.name for one in sight.load.instances if one.takes_part}
                 assert taking_part - closed
+        asked_now = [one for one in found.commands if isinstance(one, MoveRooms)]
+        assert len(asked_now) <= 1
+        for one in asked_now:
+            clients = sum(move.members for move in one.moves)
+            assert len(one.moves) == 1 or clients <= cycle.SLICE_SECONDS * wanted.reconnects_per_second
         if not wanted.enabled:
             assert not closed
-            assert state.work is None
+            # What has begun is waited for, and nothing else of it begins.
+            assert state.work is None or before.work is not None
+            if state.work is not None:
+                assert {one.fate for one in state.work.moves} <= {"waiting", "done", "failed", "dropped"}
+                assert any(one.fate == "waiting" for one in state.work.moves)
+                assert not state.work.sheds
+            assert not asked_now
         # A command is the same until it is answered, and ids are as the contract wants them.
         for command in found.commands:
             assert 1 <= len(command.id) <= 64
@@ -141,4 +152,5 @@ def test_any_story(mode: str, first: Load, script: list[dict[str, object]]) -> N
         report = found.report
         assert report.message
         assert report.moves_done + report.moves_failed <= report.moves_planned
-        assert report.spread >= 0
+        assert (report.spread is None) == (sight.load is None)
+        assert report.spread is None or report.spread >= 0

@@ -3,13 +3,15 @@
 import dataclasses
 import datetime as dt
 import itertools
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pytest
 
+from tableforge_dataplane.contract.fleet import Fleet, InstanceRecord, RedisState, RoomLoad, Totals
 from tableforge_operator.decide.rebalancing import cycle
-from tableforge_operator.decide.rebalancing.load import Load
+from tableforge_operator.decide.rebalancing.load import Load, load_of
 from tableforge_operator.decide.rebalancing.state import (
     Command,
     MoveRooms,
@@ -24,6 +26,7 @@ from tests.operator.rebalancing.fleets import fleet
 WALL = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 GATEWAY = Settings(mode="Gateway")
 SERVICE = Settings(mode="Service")
+SLICED: Mapping[str, Sequence[int]] = {"a": [40] * 10, "b": [], "c": []}
 UNEVEN: Mapping[str, Sequence[int]] = {"a": [100, 80, 60, 40, 20], "b": [50], "c": [50]}
 
 
@@ -305,13 +308,144 @@ def test_switched_off_it_stops_in_the_middle() -> None:
     (stop,) = turn.commands
     assert isinstance(stop, ShedClients)
     assert stop.connections == 0
-    assert driver.news == ["RebalanceStarted", "RebalanceFinished", "RebalanceStopped"]
+    assert driver.news == ["RebalanceStarted", "RebalanceStopped", "RebalanceFinished"]
     # Until it is answered, and not for ever.
     assert driver.turn(5).commands == (stop,)
     driver.answer(stop)
     assert driver.turn(5).commands == ()
     for _ in range(20):
         assert driver.turn(30).state.work is None
+
+
+def sliced(rooms: Mapping[str, Sequence[int]] = SLICED) -> tuple[Driver, MoveRooms]:
+    """A driver with a plan of more than may begin at once, and what has."""
+    driver = Driver(rooms, dataclasses.replace(GATEWAY, reconnects_per_second=20))
+    (command,) = driver.until_planned().commands
+    assert isinstance(command, MoveRooms)
+    return driver, command
+
+
+def fates(driver: Driver) -> Mapping[str, int]:
+    assert driver.state.work is not None
+    return Counter(one.fate for one in driver.state.work.moves)
+
+
+def test_moves_begin_at_the_pace_of_the_budget() -> None:
+    driver, first = sliced()
+    # Two rooms of 40 are what is nearest to five seconds of 20 clients.
+    assert [move.members for move in first.moves] == [40, 40]
+    assert fates(driver) == {"waiting": 2, "planned": 4}
+    # What nobody has taken is sent again, and nothing beside it.
+    assert driver.turn(100).commands == (first,)
+    driver.answer(first)
+    turn = driver.turn(1)
+    assert turn.commands == ()
+    assert turn.again_in_seconds == 3.0, "80 clients at 20 a second, of which one has passed"
+    (second,) = driver.turn(3).commands
+    assert isinstance(second, MoveRooms)
+    assert {move.room for move in second.moves}.isdisjoint(move.room for move in first.moves)
+    # What is done early makes way for the next ones at once.
+    driver.follow(first, second)
+    (third,) = driver.turn(1).commands
+    assert len({first.id, second.id, third.id}) == 3
+    driver.follow(third)
+    turn = driver.turn(30)
+    assert (turn.state.work, turn.report.moves_done) == (None, 6)
+
+
+def test_a_room_of_more_than_a_slice_begins_alone() -> None:
+    driver, first = sliced({"a": [110, 110, 110], "b": [], "c": []})
+    assert [move.members for move in first.moves] == [110]
+    driver.answer(first)
+    assert driver.turn(5).commands == ()
+    assert len(driver.turn(1).commands) == 1
+
+
+def test_switched_off_nothing_more_of_a_plan_begins_and_what_has_goes_on() -> None:
+    driver, first = sliced()
+    driver.answer(first)
+    driver.settings = dataclasses.replace(driver.settings, enabled=False)
+    for seconds in (1, 5, 20, 60):
+        turn = driver.turn(seconds)
+        assert turn.commands == ()
+        if seconds == 1:
+            (stopped,) = turn.news
+            assert stopped.reason == "RebalanceStopped"
+            assert stopped.message == (
+                "clustering.enableLoadRebalancing is false: nothing more is begun. "
+                "Of 6 rooms 0 moved, 2 are on the way and go on, 4 stay."
+            )
+            # Two rooms are under way, and nobody could call them back.
+            assert (turn.report.phase, turn.report.reason) == ("Rebalancing", "Rebalancing")
+            driver.follow(first)
+    assert turn.state.work is None
+    assert (turn.report.phase, turn.report.reason) == ("Stopped", "Disabled")
+    planned, done, failed = turn.report.moves_planned, turn.report.moves_done, turn.report.moves_failed
+    assert (planned, done, failed) == (6, 2, 0), "what never began has not failed"
+    assert driver.news == ["RebalanceStarted", "RebalanceStopped", "RebalanceFinished"]
+    # Switched on again, what stayed may be moved at once: it never was.
+    assert set(turn.state.cooling) == {move.room for move in first.moves}
+    assert turn.state.fruitless == 0
+    driver.settings = dataclasses.replace(driver.settings, enabled=True)
+    assert driver.until_planned().state.work is not None
+
+
+def test_switched_off_what_nobody_has_taken_is_not_sent_again() -> None:
+    driver, first = sliced()
+    driver.settings = dataclasses.replace(driver.settings, enabled=False)
+    turn = driver.turn(1)
+    assert (turn.commands, turn.state.work, turn.report.phase) == ((), None, "Stopped")
+    assert (turn.report.moves_done, turn.report.moves_failed) == (0, 0)
+    assert turn.state.cooling == {}
+    # A late answer changes nothing.
+    driver.answer(first)
+    assert driver.turn(1).commands == ()
+
+
+def test_switched_off_and_on_again_a_plan_does_not_go_on() -> None:
+    driver, first = sliced()
+    driver.answer(first)
+    driver.settings = dataclasses.replace(driver.settings, enabled=False)
+    driver.turn(1)
+    driver.settings = dataclasses.replace(driver.settings, enabled=True)
+    driver.changes["a"]["following"] = 80
+    for _ in range(3):
+        turn = driver.turn(20)
+        assert turn.commands == ()
+        assert turn.state.work is not None
+    driver.follow(first)
+    assert driver.turn(1).report.moves_done == 2
+    assert driver.news == ["RebalanceStarted", "RebalanceStopped", "RebalanceFinished"]
+
+
+def test_switched_off_out_of_sight_it_ends_at_the_deadline() -> None:
+    driver, first = sliced()
+    driver.answer(first)
+    driver.settings = dataclasses.replace(driver.settings, enabled=False)
+    blind = Sight(load=None)
+    assert driver.turn(1, sight=blind).report.phase == "Blocked"
+    turn = driver.turn(1000, sight=blind)
+    assert (turn.report.phase, turn.report.moves_failed, turn.state.work) == ("Stopped", 2, None)
+
+
+def test_after_a_pause_longer_than_a_plan_takes_nothing_more_of_it_begins() -> None:
+    """`tableforge.io/paused`: there are no turns meanwhile."""
+    driver, first = sliced()
+    driver.follow(first)
+    turn = driver.turn(1000)
+    assert (turn.commands, turn.state.work) == ((), None)
+    assert (turn.report.moves_done, turn.report.moves_failed) == (2, 0)
+    assert "4: there was no time left for it" in turn.news[0].message
+
+
+def test_a_move_whose_target_goes_before_it_begins_is_dropped() -> None:
+    driver, first = sliced()
+    driver.answer(first)
+    driver.changes["c"]["draining"] = True
+    (second,) = driver.turn(5).commands
+    assert isinstance(second, MoveRooms)
+    assert {move.target for move in second.moves} == {"b"}
+    assert fates(driver)["dropped"] == 3 - len([move for move in first.moves if move.target == "c"])
 
 
 def test_a_stop_that_nobody_answers_is_not_sent_for_ever() -> None:
@@ -499,11 +633,70 @@ def test_an_operator_that_starts_anew_waits_and_takes_cordons_back() -> None:
     assert driver.now - started >= driver.settings.interval_seconds
 
 
+class Untouched(list[RoomLoad]):
+    """Rooms of a record that nobody may look at."""
+
+    def __iter__(self) -> Iterator[RoomLoad]:
+        raise AssertionError("rooms of an instance that gives nothing were looked at")
+
+    __getitem__ = __contains__ = __reversed__ = None  # type: ignore[assignment]
+
+
+def told(name: str, members: int, rooms: list[RoomLoad], *, at: float) -> InstanceRecord:
+    return InstanceRecord(
+        instance=name,
+        boot="1",
+        version="1",
+        started_at=0.0,
+        updated_at=at,
+        connections=members,
+        rooms=len(rooms),
+        capacity=2000,
+        draining=False,
+        alive=True,
+        heaviest_rooms=rooms,
+        address=f"/i/{name}/ws",
+    )
+
+
+def test_in_no_turn_of_a_plan_rooms_of_instances_that_give_nothing_are_looked_at() -> None:
+    """What a turn costs grows with the rooms of those that give, not with the fleet's."""
+    driver = Driver({})
+    hot = [RoomLoad(f"hot-{index}", 5) for index in range(400)]
+    driver.request = "now"
+    seen = []
+    for seconds in (1, 30, 30, 30):
+        at = driver.now + seconds
+        whole = Fleet(
+            instance="hot",
+            redis=RedisState(connected=True, reason="Connected", message=""),
+            as_of=at,
+            totals=Totals(instances=101, connections=0, rooms=0),
+            instances=[
+                told("hot", 5 * len(hot), hot, at=at),
+                *(
+                    told(f"p-{index}", 300, Untouched([RoomLoad("any", 1)] * 300), at=at)
+                    for index in range(100)
+                ),
+            ],
+        )
+        turn = driver.turn(seconds, load=load_of(whole))
+        driver.answer(*turn.commands)
+        seen.append(turn.report.phase)
+        moved = {move.room for one in turn.commands if isinstance(one, MoveRooms) for move in one.moves}
+        hot = [one for one in hot if one.room not in moved]
+    assert turn.report.moves_done == turn.report.moves_planned == 50
+    assert seen[0] == "Rebalancing"
+
+
 def test_more_moves_than_a_command_takes_are_several_commands() -> None:
     driver = Driver({"a": [1] * 5000, "b": []}, dataclasses.replace(GATEWAY, most_moves=10_000))
     driver.changes["b"]["capacity"] = driver.changes["a"]["capacity"] = 10_000
-    commands = driver.until_planned().commands
-    assert len(commands) == 3
+    commands = [*driver.until_planned().commands]
+    for _ in range(2):
+        driver.follow(commands[-1])
+        commands += driver.turn(5).commands
+    assert [len(command.moves) for command in commands if isinstance(command, MoveRooms)] == [1000, 1000, 313]
     assert len({command.id for command in commands}) == 3
     assert all(len(command.id) <= 64 for command in commands)
 

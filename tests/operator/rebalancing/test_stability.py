@@ -1,5 +1,6 @@
 """The planner before a model of a fleet: it settles, and then it rests."""
 
+import bisect
 import itertools
 
 import pytest
@@ -90,10 +91,13 @@ def test_members_who_come_and_go_move_little() -> None:
 def test_bounds_hold_in_every_scenario(scenario: Scenario) -> None:
     model = scenario.run()
     settings = model.settings
-    for _, moves in itertools.groupby(model.moved, key=lambda one: one.at):
+    for _, moves in itertools.groupby(
+        model.moved, key=lambda one: bisect.bisect_right(model.planned, one.at)
+    ):
         cycle = list(moves)
         assert len(cycle) <= settings.most_moves
         assert sum(one.members for one in cycle) <= settings.most_clients
+    assert 0 < model.most_sent_in_a_second <= settings.reconnects_per_second
     last: dict[str, float] = {}
     for one in model.moved:
         assert one.at - last.get(one.room, -1e9) >= settings.cooldown_seconds

@@ -168,8 +168,8 @@ class Clustering(Group, frozen=True):
         bool,
         field(
             "Whether load that has become uneven is made even: rooms get other homes where routing.mode is "
-            "`Gateway`, clients are sent to other instances where it is `Service`. Switched off, what is "
-            "under way stops.",
+            "`Gateway`, clients are sent to other instances where it is `Service`. Switched off, "
+            "nothing more begins: rooms that are on the way arrive, and who sends clients elsewhere stops.",
         ),
     ] = True
     rebalance_threshold: Annotated[

@@ -5,27 +5,27 @@ from collections.abc import Mapping
 from typing import Final
 
 from tableforge_operator.decide.rebalancing.load import NO_ROOMS, Instance, Load
-from tableforge_operator.decide.rebalancing.state import Moving, Shedding, Work
+from tableforge_operator.decide.rebalancing.state import MoveRooms, Moving, Shedding, Work
 
 CALM: Final = 3
 """Records in a row without anybody on the way or leaving after which who is left counts as staying."""
 
 
-def looked_at(work: Work, load: Load, *, now: float, heard: bool) -> Work:
-    """The work with the fates that are known by now. `heard`: whether the fleet has taken the commands."""
+def looked_at(work: Work, load: Load, *, now: float) -> Work:
+    """The work with the fates that are known by now."""
     by_name = {one.name: one for one in load.instances}
-    involved = {
-        name for one in work.moves if one.fate == "waiting" for name in (one.move.source, one.move.target)
-    }
     rooms = {
         name: dict(zip(held.names, held.members, strict=True))
-        for name in involved
+        for name in {one.move.source for one in work.moves if one.fate == "waiting"}
         for held in (load.rooms.get(name, NO_ROOMS),)
     }
+    unheard = {move.room for one in work.unanswered if isinstance(one, MoveRooms) for move in one.moves}
     late = now >= work.deadline
     return dataclasses.replace(
         work,
-        moves=tuple(_moving(one, by_name, rooms, late=late, heard=heard) for one in work.moves),
+        moves=tuple(
+            _moving(one, by_name, rooms, late=late, heard=one.move.room not in unheard) for one in work.moves
+        ),
         sheds=tuple(_shedding(one, by_name, late=late) for one in work.sheds),
     )
 
@@ -38,6 +38,8 @@ def _moving(
     late: bool,
     heard: bool,
 ) -> Moving:
+    if one.fate == "planned" and late:
+        return dataclasses.replace(one, fate="dropped", why="there was no time left for it")
     if one.fate != "waiting":
         return one
     source, target = by_name.get(one.move.source), by_name.get(one.move.target)

@@ -17,9 +17,9 @@ from typing import Final, Literal
 
 from tableforge_dataplane.contract.fleet import MOST_MOVES
 from tableforge_operator.decide.rebalancing import arrivals, averages, words
-from tableforge_operator.decide.rebalancing.load import Load, at_home, misplaced_of, spread_of
+from tableforge_operator.decide.rebalancing.load import Load, misplaced_of, spread_of
 from tableforge_operator.decide.rebalancing.planner import AIM, Limits, plan
-from tableforge_operator.decide.rebalancing.plans import Plan
+from tableforge_operator.decide.rebalancing.plans import Plan, RoomMove
 from tableforge_operator.decide.rebalancing.state import (
     MOST_COOLING,
     Command,
@@ -50,12 +50,16 @@ CLOSING_HEARTBEATS: Final = 3
 FAILED_COOLDOWNS: Final = 3
 """For how many cooldowns a room stays that could not be moved."""
 MOST_DOUBLINGS: Final = 5
+SLICE_SECONDS: Final = 5.0
+"""For how many seconds the members of rooms that are moved at a time take up the budget. Who was told to move
+does: only what has not begun can be called off."""
 FRUIT: Final = 0.25
 """What share of what a plan meant to mend it must have mended to count as of use."""
 LOOK_SECONDS: Final = 5.0
 """How often is looked at a plan under way."""
 
 _REQUEST: Final = re.compile(r"now(-[A-Za-z0-9._:-]{1,50})?")
+_OFF: Final = "clustering.enableLoadRebalancing is false"
 _OUTCOMES: Final[Mapping[str, str]] = {
     "elsewhere": "its home is another instance by now",
     "no_target": "the instance it was to go to takes no rooms",
@@ -77,7 +81,7 @@ def answered(state: State, command: str, outcomes: Mapping[str, str] | None = No
     """The state once the fleet has taken a command. `outcomes`: of each move, by room."""
     cancels = tuple(one for one in state.cancels if one.id != command)
     work = state.work
-    if work is None or command not in {one.id for one in _commands(work)}:
+    if work is None or command not in {one.id for one in work.begun}:
         return dataclasses.replace(state, cancels=cancels)
     moves = []
     for one in work.moves:
@@ -131,12 +135,16 @@ class _Step:
         if self.state.cancels and self.now >= self.state.cancel_until:
             self._remember(cancels=())
         if not self.settings.enabled:
-            return self._disabled()
+            self._switch_off()
+            if self.state.work is None:
+                return self._disabled()
         blind = self._blind()
         load = self.sight.load
         if blind is not None or load is None:
             if self.state.work is not None and self.now >= self.state.work.deadline:
                 self._stop("the fleet was out of sight for too long")
+                if not self.settings.enabled:
+                    return self._disabled()
             reason, message = blind or ("FleetUnknown", "")
             return self._done("Blocked", "Unknown", reason, message)
         if self.state.work is not None:
@@ -144,6 +152,8 @@ class _Step:
         else:
             self._remember(averages=averages.read(self.state.averages, load, self.settings.measure))
         if self.state.work is None:
+            if not self.settings.enabled:
+                return self._disabled()
             found = self._nothing_to_compare(load)
             if found is not None:
                 return found
@@ -154,8 +164,7 @@ class _Step:
     # What is under way.
 
     def _work(self, work: Work, load: Load) -> None:
-        heard = all(one.id in work.answered for one in _commands(work))
-        work = arrivals.looked_at(work, load, now=self.now, heard=heard)
+        work = arrivals.looked_at(work, load, now=self.now)
         self._remember(work=work)
         if work.sheds and (why := self._unsafe(work, load)):
             self._stop(why)
@@ -163,13 +172,46 @@ class _Step:
         if work.closed and work.closed_at is None:
             here = {one.name: one for one in load.instances if one.takes_part}
             if all(here[name].closed for name in work.closed if name in here):
-                work = dataclasses.replace(work, closed_at=self.now)
+                sheds = [ShedClients(one.id, one.shed.instance, one.shed.connections) for one in work.sheds]
+                work = dataclasses.replace(work, closed_at=self.now, begun=tuple(sheds))
                 self._remember(work=work)
             elif self.now - work.started_at > CLOSING_HEARTBEATS * self.settings.heartbeat_seconds:
                 self._stop("instances that should take no new clients meanwhile still do")
                 return
-        if all(one.fate != "waiting" for one in work.parts):
-            self._finish(work, load)
+        work = self._next_moves(work, load)
+        self._remember(work=work)
+        self._finish_if_done(work, load)
+
+    def _next_moves(self, work: Work, load: Load) -> Work:
+        """The work with more of its moves begun, where the last ones are done or their time has passed."""
+        rate = max(self.settings.reconnects_per_second, 1)
+        if work.unanswered:
+            # Their time counts from when they are taken.
+            asked = sum(_clients(one) for one in work.unanswered)
+            return dataclasses.replace(work, next_at=self.now + asked / rate)
+        if self.now < work.next_at and any(one.fate == "waiting" for one in work.moves):
+            return work
+        taking_part = {one.name for one in load.instances if one.takes_part}
+        moves, clients = list(work.moves), 0
+        chosen: list[RoomMove] = []
+        for place, one in enumerate(moves):
+            if one.fate != "planned":
+                continue
+            if not {one.move.source, one.move.target} <= taking_part:
+                why = "one of its two instances has gone"
+                moves[place] = dataclasses.replace(one, fate="dropped", why=why)
+                continue
+            if chosen and (clients + one.clients > SLICE_SECONDS * rate or len(chosen) == MOST_MOVES):
+                break
+            moves[place] = dataclasses.replace(one, fate="waiting", seen_at=load.as_of)
+            chosen.append(one.move)
+            clients += one.clients
+        if not chosen:
+            return dataclasses.replace(work, moves=tuple(moves))
+        command = MoveRooms(f"{work.id}.{len(work.begun)}", tuple(chosen))
+        return dataclasses.replace(
+            work, moves=tuple(moves), begun=(*work.begun, command), next_at=self.now + clients / rate
+        )
 
     def _unsafe(self, work: Work, load: Load) -> str | None:
         """Why new clients must be let in everywhere again."""
@@ -188,45 +230,91 @@ class _Step:
         return None
 
     def _stop(self, why: str) -> None:
-        """Ends a plan before its time: what was not done has failed, and what still sheds is told to stop."""
+        """Ends a plan before its time: what was begun and is not done has failed."""
         work = self.state.work
         if work is None:
             return
-        cancels = tuple(
-            ShedClients(f"{one.id}-stop", one.shed.instance, 0)
-            for one in work.sheds
-            if one.fate == "waiting" and work.closed_at is not None
+        moves = [
+            dataclasses.replace(one, fate="failed", why=why) if one.fate == "waiting" else one
+            for one in work.moves
+        ]
+        work = self._call_off(dataclasses.replace(work, moves=tuple(moves)), why, shed="failed")
+        self._finish(work, self.sight.load)
+
+    def _switch_off(self) -> None:
+        """Nothing more of a plan begins. Who still sheds is told to stop; who was told to move does.
+
+        What nobody has answered counts as not begun: it is not sent again.
+        """
+        work = self.state.work
+        if work is not None and not work.stopped:
+            unheard = {
+                move.room for one in work.unanswered if isinstance(one, MoveRooms) for move in one.moves
+            }
+            moves = [
+                dataclasses.replace(one, fate="planned")
+                if one.fate == "waiting" and one.move.room in unheard
+                else one
+                for one in work.moves
+            ]
+            work = dataclasses.replace(work, moves=tuple(moves), stopped=True)
+            work = self._call_off(work, _OFF, shed="failed" if work.closed_at is not None else "dropped")
+            begun = tuple(one for one in work.begun if one.id in work.answered)
+            work = dataclasses.replace(work, begun=begun)
+            self._remember(work=work)
+            self._tell("Normal", "RebalanceStopped", f"{_OFF}: {words.called_off(work)}.")
+            self._finish_if_done(work, self.sight.load)
+        if self.request is not None:
+            self._remember(last_request=self.request)
+            self._tell(
+                "Warning",
+                "RebalanceRefused",
+                f"tableforge.io/rebalance asks for a plan, and {_OFF}: set it to true, and the annotation to "
+                "a value that wasn't there before, such as now-2.",
+            )
+            self.request = None
+
+    def _call_off(self, work: Work, why: str, *, shed: Literal["failed", "dropped"]) -> Work:
+        """The work without what has not begun, and with a word to those who shed that they are to stop."""
+        self._remember(
+            cancels=tuple(
+                ShedClients(f"{one.id}-stop", one.shed.instance, 0)
+                for one in work.sheds
+                if one.fate == "waiting" and work.closed_at is not None
+            ),
+            cancel_until=self.now + 2 * PATIENCE_HEARTBEATS * self.settings.heartbeat_seconds,
         )
-        work = dataclasses.replace(
+        return dataclasses.replace(
             work,
             moves=tuple(
-                dataclasses.replace(one, fate="failed", why=why) if one.fate == "waiting" else one
+                dataclasses.replace(one, fate="dropped", why=why) if one.fate == "planned" else one
                 for one in work.moves
             ),
             sheds=tuple(
-                dataclasses.replace(one, fate="failed", why=why) if one.fate == "waiting" else one
+                dataclasses.replace(one, fate=shed, why=why) if one.fate == "waiting" else one
                 for one in work.sheds
             ),
         )
-        self._remember(
-            work=work,
-            cancels=cancels,
-            cancel_until=self.now + 2 * PATIENCE_HEARTBEATS * self.settings.heartbeat_seconds,
-        )
-        self._finish(work, self.sight.load)
+
+    def _finish_if_done(self, work: Work, load: Load | None) -> None:
+        if all(one.fate not in ("planned", "waiting") for one in work.parts):
+            self._finish(work, load)
 
     def _finish(self, work: Work, load: Load | None) -> None:
         done = sum(one.fate == "done" for one in work.parts)
-        failed = len(work.parts) - done
+        failed = sum(one.fate == "failed" for one in work.parts)
+        begun = [one for one in work.moves if one.fate != "dropped"]
+        clients = sum(one.clients for one in work.parts if one.fate != "dropped")
         cooling = {room: until for room, until in self.state.cooling.items() if until > self.now}
-        for one in work.moves:
+        for one in begun:
             patience = 1 if one.fate == "done" else FAILED_COOLDOWNS
             cooling[one.move.room] = self.now + patience * self.settings.cooldown_seconds
         measure = self.settings.measure
         total = sum(one.connections for one in load.instances if one.takes_part) if load else 0
         mended = work.misplaced - misplaced_of(load, measure) if load else 0.0
-        of_use = done > 0 and mended * total >= FRUIT * work.clients
-        touched = {one.move.source for one in work.moves} | {one.move.target for one in work.moves}
+        of_use = done > 0 and mended * total >= FRUIT * clients
+        fruitless = min(self.state.fruitless + 1, MOST_DOUBLINGS) if done or failed else self.state.fruitless
+        touched = {one.move.source for one in begun} | {one.move.target for one in begun}
         if work.sheds:
             # Who was shed may have gone anywhere that was open.
             touched = set(self.state.averages.of)
@@ -235,7 +323,7 @@ class _Step:
             work=None,
             cooling=cooling,
             averages=dataclasses.replace(known, read_at=load.as_of if load else known.read_at),
-            fruitless=0 if of_use else min(self.state.fruitless + 1, MOST_DOUBLINGS),
+            fruitless=0 if of_use else fruitless,
             goes_on=work.cut_short and of_use,
             last=dataclasses.replace(self.state.last, done=done, failed=failed),
         )
@@ -250,26 +338,9 @@ class _Step:
         )
 
     def _disabled(self) -> Turn:
-        work = self.state.work
-        if work is not None:
-            self._stop("clustering.enableLoadRebalancing is false")
-            self._tell(
-                "Normal",
-                "RebalanceStopped",
-                "clustering.enableLoadRebalancing is false: nothing more is moved.",
-            )
-        if self.request is not None:
-            self._remember(last_request=self.request)
-            self._tell(
-                "Warning",
-                "RebalanceRefused",
-                "tableforge.io/rebalance asks for a plan, and clustering.enableLoadRebalancing is false: "
-                "set it to true, and the annotation to a value that wasn't there before, such as now-2.",
-            )
         # What is read later has nothing to do with what was read before.
         self._remember(averages=averages.Averages(), balanced=None, obstacle=None, goes_on=False, told="")
-        message = "clustering.enableLoadRebalancing is false: load is left as it is."
-        return self._done("Stopped", "Unknown", "Disabled", message)
+        return self._done("Stopped", "Unknown", "Disabled", f"{_OFF}: load is left as it is.")
 
     # Whether to plan, and what.
 
@@ -333,7 +404,7 @@ class _Step:
                 return
         cooling = {room: until for room, until in state.cooling.items() if until > self.now}
         found = plan(
-            at_home(load) if settings.mode == "Gateway" else load,
+            load,
             Limits(
                 aim=AIM * settings.threshold,
                 most_moves=min(settings.most_moves, MOST_COOLING - len(cooling)),
@@ -390,7 +461,7 @@ class _Step:
         )
         number = len(found.moves) + len(found.sheds)
         self._remember(
-            work=work,
+            work=self._next_moves(work, load),
             last=Result(planned=number, spread_before=found.before, at=self.wall),
             last_request=self.request or self.state.last_request,
         )
@@ -422,6 +493,8 @@ class _Step:
         state, settings = self.state, self.settings
         if state.work is not None:
             work = state.work
+            if work.stopped:
+                return self._done("Rebalancing", "False", "Rebalancing", f"{_OFF}: {words.called_off(work)}.")
             message = (
                 f"{words.moved(len(work.parts), settings)} "
                 f"{'to move' if work.moves else 'to send clients elsewhere'}, "
@@ -461,7 +534,7 @@ class _Step:
         load = self.sight.load
         return Turn(
             state=state,
-            commands=(*state.cancels, *self._unanswered()),
+            commands=(*state.cancels, *(work.unanswered if work is not None else ())),
             closed=work.closed if work is not None else frozenset(),
             report=Report(
                 phase=phase,
@@ -472,7 +545,7 @@ class _Step:
                 moves_done=done,
                 moves_failed=failed,
                 spread_before=round(last.spread_before, 2),
-                spread=round(self._spread(load), 2) if load is not None else 0.0,
+                spread=round(self._spread(load), 2) if load is not None else None,
                 last_plan_at=last.at,
                 last_request=state.last_request,
             ),
@@ -491,17 +564,14 @@ class _Step:
 
     def _again(self) -> float:
         heartbeat = self.settings.heartbeat_seconds
-        if self.state.work is not None or self.state.cancels:
+        work = self.state.work
+        if work is not None and any(one.fate == "planned" for one in work.moves):
+            return min(max(work.next_at - self.now, 1.0), LOOK_SECONDS, heartbeat)
+        if work is not None or self.state.cancels:
             return min(LOOK_SECONDS, heartbeat)
         if self.state.balanced is False and self.settings.enabled:
             return min(max(self._waits_until() - self.now, 1.0), heartbeat)
         return heartbeat
-
-    def _unanswered(self) -> tuple[Command, ...]:
-        work = self.state.work
-        if work is None or (work.closed and work.closed_at is None):
-            return ()
-        return tuple(one for one in _commands(work) if one.id not in work.answered)
 
     def _remember(self, **changes: object) -> None:
         self.state = dataclasses.replace(self.state, **changes)  # type: ignore[arg-type]
@@ -510,13 +580,8 @@ class _Step:
         self.news.append(News(kind, reason, message))
 
 
-def _commands(work: Work) -> tuple[Command, ...]:
-    """All that the work asks of the fleet, always the same."""
-    moves = [one.move for one in work.moves]
-    return (
-        *(
-            MoveRooms(f"{work.id}.{start}", tuple(moves[start : start + MOST_MOVES]))
-            for start in range(0, len(moves), MOST_MOVES)
-        ),
-        *(ShedClients(one.id, one.shed.instance, one.shed.connections) for one in work.sheds),
-    )
+def _clients(command: Command) -> int:
+    """How many it makes move."""
+    if isinstance(command, ShedClients):
+        return command.connections
+    return sum(move.members for move in command.moves)

@@ -1,7 +1,7 @@
 """The load of a fleet at one moment, in columns: what plans are made from."""
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Final, Literal
 
 from tableforge_dataplane.contract.fleet import Fleet, InstanceRecord
@@ -54,6 +54,8 @@ class Rooms:
     names: Sequence[str] = ()
     members: Sequence[int] = ()
     """On this instance only."""
+    elsewhere: Collection[str] = ()
+    """Those that have no home here, so that none can be moved from here."""
 
 
 NO_ROOMS = Rooms()
@@ -85,33 +87,31 @@ def load_of(fleet: Fleet, *, cordoned: Collection[str] = (), closed: Collection[
             )
             for record in fleet.instances
         ),
-        rooms={
-            record.instance: Rooms(
-                [one.room for one in record.heaviest_rooms], [one.members for one in record.heaviest_rooms]
-            )
-            for record in fleet.instances
-        },
+        rooms=_Named(fleet.instances),
         as_of=_bounded(fleet.as_of),
     )
 
 
-def at_home(load: Load) -> Load:
-    """The load with each room only where most of its members are, of two with as many at the first by name.
+class _Named(Mapping[str, Rooms]):
+    """The rooms that records name, in columns only once they are asked for: plans look at few instances'."""
 
-    That is where its home is: elsewhere are those who are on their way, or don't follow.
-    """
-    most: dict[str, tuple[int, str]] = {}
-    for name in sorted(load.rooms, reverse=True):
-        for room, members in zip(load.rooms[name].names, load.rooms[name].members, strict=True):
-            if members >= most.get(room, (1, ""))[0]:
-                most[room] = members, name
-    rooms = {}
-    for name, held in load.rooms.items():
-        places = [place for place, room in enumerate(held.names) if most.get(room, (0, ""))[1] == name]
-        rooms[name] = Rooms(
-            [held.names[place] for place in places], [held.members[place] for place in places]
+    def __init__(self, records: Sequence[InstanceRecord]) -> None:
+        self._records = {record.instance: record for record in records}
+
+    def __getitem__(self, name: str) -> Rooms:
+        record = self._records[name]
+        heaviest = record.heaviest_rooms
+        return Rooms(
+            [one.room for one in heaviest],
+            [one.members for one in heaviest],
+            frozenset(record.elsewhere),
         )
-    return dataclasses.replace(load, rooms=rooms)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._records)
+
+    def __len__(self) -> int:
+        return len(self._records)
 
 
 def _instance(record: InstanceRecord, *, cordoned: bool, closed: bool) -> Instance:

@@ -41,7 +41,7 @@ class _Shelf:
         there = [
             (count, name)
             for name, members in zip(rooms.names, rooms.members, strict=True)
-            if (count := min(members, most)) > 0
+            if (count := min(members, most)) > 0 and name not in rooms.elsewhere
         ]
         kept = sorted(one for one in there if one[1] not in cooling) if cooling else sorted(there)
         self.cooling = len(kept) < len(there)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import math
 from collections.abc import Mapping
 from typing import Final, Literal
 
@@ -94,23 +95,29 @@ class ShedClients:
 
 Command = MoveRooms | ShedClients
 
-Fate = Literal["waiting", "done", "failed"]
+Fate = Literal["planned", "waiting", "done", "failed", "dropped"]
+"""`planned`: nobody was told yet. `dropped`: nobody was, and nobody will be."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Moving:
-    """A move that is under way, or was."""
+    """A move of a plan that is under way, or was."""
 
     move: RoomMove
-    fate: Fate = "waiting"
+    fate: Fate = "planned"
     why: str = ""
-    """Why it failed, as the end of a sentence."""
+    """Why it failed or was dropped, as the end of a sentence."""
     left: int
     """Members that were last seen at the source."""
     seen_at: float
     """`Instance.updated_at` of that."""
     calm: int = 0
     """Records in a row in which nobody was on the way and nobody had left."""
+
+    @property
+    def clients(self) -> int:
+        """Whom it makes move."""
+        return self.move.members
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -121,6 +128,11 @@ class Shedding:
     id: str
     fate: Fate = "waiting"
     why: str = ""
+
+    @property
+    def clients(self) -> int:
+        """Whom it makes move."""
+        return self.shed.connections
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -135,8 +147,14 @@ class Work:
     closed: frozenset[str] = frozenset()
     closed_at: float | None = None
     """When all of `closed` were seen closed: nobody is sent away before."""
+    begun: tuple[Command, ...] = ()
+    """What was asked of the fleet so far, in that order."""
     answered: frozenset[str] = frozenset()
     """Ids of the commands that were answered."""
+    next_at: float = -math.inf
+    """When more moves may begin, though the last ones are not done."""
+    stopped: bool = False
+    """Whether it was switched off: nothing more of it begins."""
     clients: int
     misplaced: float
     """The share of clients that were on the wrong instance before."""
@@ -147,6 +165,11 @@ class Work:
     def parts(self) -> tuple[Moving | Shedding, ...]:
         """All that it consists of."""
         return (*self.moves, *self.sheds)
+
+    @property
+    def unanswered(self) -> tuple[Command, ...]:
+        """What was asked and not answered."""
+        return tuple(one for one in self.begun if one.id not in self.answered)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -207,7 +230,8 @@ class Report:
     moves_done: int
     moves_failed: int
     spread_before: float
-    spread: float
+    spread: float | None
+    """None: the load is not known."""
     last_plan_at: dt.datetime | None
     last_request: str | None
 

@@ -54,9 +54,20 @@ def obstacle(why: Obstacle, busy: Sequence[BusyRoom], settings: Settings) -> str
 
 
 def failures(work: Work) -> str:
-    """Why what failed did, the most frequent first; empty where nothing did."""
-    whys = Counter(one.why for one in work.parts if one.fate == "failed")
+    """Why what failed did, or was never begun, the most frequent first; empty where nothing did."""
+    whys = Counter(one.why for one in work.parts if one.fate in ("failed", "dropped"))
     return "; ".join(f"{number:,}: {why}" for why, number in whys.most_common(3))
+
+
+def called_off(work: Work) -> str:
+    """What becomes of a plan that was switched off."""
+    if work.sheds:
+        return "who sends clients elsewhere is told to stop"
+    fates = Counter(one.fate for one in work.moves)
+    return (
+        f"nothing more is begun. Of {count(len(work.moves), 'room')} {fates['done']:,} moved, "
+        f"{fates['waiting']:,} are on the way and go on, {fates['failed'] + fates['dropped']:,} stay"
+    )
 
 
 def _rooms(busy: Sequence[BusyRoom]) -> str:
