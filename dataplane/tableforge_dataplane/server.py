@@ -390,6 +390,7 @@ class Server:
             await Departure(
                 connections=self._connections,
                 budget=self._registry.budget,
+                metrics=self.metrics,
                 window_seconds=seconds - (asyncio.get_running_loop().time() - began),
                 destination=self._new_home,
                 settle=self._settle,

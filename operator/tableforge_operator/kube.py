@@ -73,6 +73,7 @@ CLAIMS: Final = Resource("v1", "PersistentVolumeClaim", "persistentvolumeclaims"
 REPLICA_SETS: Final = Resource("apps/v1", "ReplicaSet", "replicasets")
 EVENTS: Final = Resource("v1", "Event", "events")
 INGRESS_CLASSES: Final = Resource("networking.k8s.io/v1", "IngressClass", "ingressclasses")
+STORAGE_CLASSES: Final = Resource("storage.k8s.io/v1", "StorageClass", "storageclasses")
 LEASES: Final = Resource("coordination.k8s.io/v1", "Lease", "leases")
 
 _RESOURCES: Final = (

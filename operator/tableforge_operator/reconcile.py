@@ -19,7 +19,7 @@ from tableforge_operator.act.commands import Commands, Reign
 from tableforge_operator.act.memory import Memory
 from tableforge_operator.act.status import write_status
 from tableforge_operator.api import names
-from tableforge_operator.decide import balance, ownership, resources, routing
+from tableforge_operator.decide import balance, ownership, resources, routing, storage
 from tableforge_operator.decide import status as verdict
 from tableforge_operator.decide.plan import Plan, decide
 from tableforge_operator.decide.rebalancing.state import Turn
@@ -29,15 +29,18 @@ from tableforge_operator.decide.resources.surroundings import DEFAULT_OPERATOR_N
 from tableforge_operator.decide.snapshot import Now, Object, Snapshot
 from tableforge_operator.decide.status import Event
 from tableforge_operator.kube import (
+    CLAIMS,
     CLUSTERS,
+    INGRESS_CLASSES,
+    STORAGE_CLASSES,
     ApiError,
     Kube,
     NamespaceTerminatingError,
     NotFoundError,
     TooManyRequestsError,
 )
+from tableforge_operator.observe.classes import Classes
 from tableforge_operator.observe.fleet import Addressees, FleetReader, addressees
-from tableforge_operator.observe.ingress_classes import IngressClasses
 from tableforge_operator.observe.store import ClusterKey, Store
 from tableforge_operator.workqueue import WorkQueue
 
@@ -86,7 +89,8 @@ class Reconciler:
         self._commands = Commands(kube, fleets, reign)
         self._reign = reign
         # They have no namespace: nothing to see for who is let into some namespaces only.
-        self._ingress_classes = IngressClasses(kube) if namespaces is None else None
+        self._ingress_classes = Classes(kube, INGRESS_CLASSES) if namespaces is None else None
+        self._storage_classes = Classes(kube, STORAGE_CLASSES) if namespaces is None else None
         self._master_key = master_key
         self._namespaces = namespaces
         self._own_namespace = own_namespace
@@ -207,7 +211,7 @@ class Reconciler:
             memory = self._memories[key] = Memory(uid=cluster["metadata"]["uid"])
         secrets = resources.derive(self._master_key, memory.uid)
         await self._observe_fleet(key, cluster, memory, secrets)
-        await self._observe_ingress_class(cluster, memory)
+        await self._observe_classes(key, cluster, memory)
         outcomes: list[Outcome] = []
         balanced = await self._rebalance(key, cluster, memory)
         news: list[Event] = [] if balanced is None else [*balance.events(balanced)]
@@ -305,12 +309,14 @@ class Reconciler:
         self._clusters[key] = cluster
         return cluster
 
-    async def _observe_ingress_class(self, cluster: Object, memory: Memory) -> None:
+    async def _observe_classes(self, key: ClusterKey, cluster: Object, memory: Memory) -> None:
         name = (cluster["spec"].get("ingress") or {}).get("className")
-        if name is None or self._ingress_classes is None:
-            memory.ingress_class_missing = False
-        else:
-            memory.ingress_class_missing = await self._ingress_classes.is_missing(name)
+        memory.ingress_class_missing = await _is_missing(self._ingress_classes, name)
+        name = storage.class_waited_for(cluster, self._claims(key))
+        memory.storage_class_missing = await _is_missing(self._storage_classes, name)
+
+    def _claims(self, key: ClusterKey) -> tuple[Object, ...]:
+        return tuple(obj for obj in self.store.of_cluster(key) if obj["kind"] == CLAIMS.kind)
 
     async def _observe_fleet(
         self, key: ClusterKey, cluster: Object, memory: Memory, secrets: DerivedSecrets
@@ -373,9 +379,10 @@ class Reconciler:
             },
             pods=pods,
             replica_sets=tuple(obj for obj in of_cluster if obj["kind"] == "ReplicaSet"),
-            claims=tuple(obj for obj in of_cluster if obj["kind"] == "PersistentVolumeClaim"),
+            claims=self._claims(key),
             blind=self.store.blind(key[0]),
             ingress_class_missing=memory.ingress_class_missing,
+            storage_class_missing=memory.storage_class_missing,
             surroundings=Surroundings(
                 operator_namespace=self._own_namespace, absent_kinds=self.store.absent(key[0])
             ),
@@ -479,6 +486,10 @@ class Reconciler:
 
 def _count(error: Exception) -> None:
     metrics.RECONCILE_ERRORS.labels(type(error).__name__.removesuffix("Error")).inc()
+
+
+async def _is_missing(classes: Classes | None, name: str | None) -> bool:
+    return name is not None and classes is not None and await classes.is_missing(name)
 
 
 def _give_up_asking(memory: Memory | None) -> None:

@@ -125,10 +125,12 @@ class Metrics:
         "connections_refused",
         "connections_shed",
         "delivery_seconds",
+        "directory_mended",
         "following",
         "heartbeats_failed",
         "home_moves",
         "homes",
+        "left_over_budget",
         "loop_lag",
         "loop_lag_seconds",
         "memory_threshold_bytes",
@@ -203,6 +205,10 @@ class Metrics:
         """Clients told to connect elsewhere, by reason: `home`, `rebalancing`."""
         self.following: Callable[[], int] = _nobody
         """Says how many of them are still here and may go any moment."""
+        self.directory_mended = 0
+        """Entries of the directory of homes that made no sense and were removed."""
+        self.left_over_budget = 0
+        """Clients sent away by an instance that leaves, beyond what the cluster's budget granted."""
         self.heartbeats_failed = 0
         """Writes of the instance's record or lease that did not succeed."""
 
@@ -365,6 +371,18 @@ class _InstanceCollector(Collector):
             "tableforge_clients_following",
             "Clients that were told to connect elsewhere and are expected to do so any moment.",
             metrics.following(),
+        )
+        yield self._counter(
+            "tableforge_left_over_budget",
+            "Clients sent away by an instance that leaves, beyond the cluster's budget of reconnects.",
+            None,
+            {"": metrics.left_over_budget},
+        )
+        yield self._counter(
+            "tableforge_directory_mended",
+            "Entries of the directory of homes that made no sense and were removed.",
+            None,
+            {"": metrics.directory_mended},
         )
         yield self._counter(
             "tableforge_registry_heartbeats_failed",

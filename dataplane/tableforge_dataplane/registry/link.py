@@ -98,7 +98,8 @@ class Link:
         return answer[0]
 
     def mended(self, what: str) -> None:
-        """There was nonsense in the directory, and was removed: it is told once."""
+        """There was nonsense in the directory, and was removed: it is counted, and told once."""
+        self._metrics.directory_mended += 1
         if what not in self._mended and len(self._mended) < MENDED_REMEMBERED:
             self._mended[what] = None
             _log.warning(

@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Collection
 from typing import Final, Protocol
 
 from tableforge_dataplane.observability.logging import EventLog
+from tableforge_dataplane.observability.metrics import Metrics
 from tableforge_dataplane.protocol.events import Migrate
 from tableforge_dataplane.wire.connection import Connection
 
@@ -48,6 +49,7 @@ class Departure:
         *,
         connections: Collection[Connection],
         budget: Budget,
+        metrics: Metrics,
         window_seconds: float,
         settle: Callable[[], Awaitable[None]],
         empty: asyncio.Event,
@@ -57,6 +59,7 @@ class Departure:
         `destination`: where a client is at home from now on; None: wherever a balancer sends it."""
         self._connections = connections
         self._budget = budget
+        self._metrics = metrics
         self._settle = settle
         self._empty = empty
         self._destination = destination if destination is not None else _anywhere
@@ -113,6 +116,7 @@ class Departure:
         granted = await self._budget.take(wanted)
         count = max(granted, min(least, wanted))
         self._over_budget += count - granted
+        self._metrics.left_over_budget += count - granted
         self._tell(staying[:count], over=over)
         return count
 

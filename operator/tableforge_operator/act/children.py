@@ -14,11 +14,12 @@ from tableforge_operator.decide.changes import Apply
 from tableforge_operator.decide.findings import legible
 from tableforge_operator.decide.leftovers import named_by
 from tableforge_operator.decide.resources import OPTIONAL_KINDS
-from tableforge_operator.decide.resources.kinds import CONFIG_MAP
+from tableforge_operator.decide.resources.kinds import CONFIG_MAP, STATEFUL_SET
 from tableforge_operator.decide.rollout import Scale
 from tableforge_operator.decide.snapshot import Applied, ChildKey, Object, Refusal, RefusalReason
 from tableforge_operator.decide.storage import Growth
 from tableforge_operator.kube import (
+    CLAIMS,
     FIELD_MANAGER,
     PODS,
     REPLICA_SETS,
@@ -93,6 +94,8 @@ class Children:
             await self._pace.wait()
         try:
             live = await self._get(wanted.obj)
+            if live is None and (taken := await self._foreign_claim(wanted.obj, cluster)) is not None:
+                return self._refused(wanted.obj, wanted.digest, *taken, memory=memory)
             if live is None and wanted.instances_at_least is not None:
                 after = await handover.create(self._kube, wanted.obj, at_least=wanted.instances_at_least)
                 result: Result = "created"
@@ -285,6 +288,19 @@ class Children:
             users += (await self._kube.list(resource, metadata["namespace"], label_selector=selector))[0]
         return metadata["name"] in named_by(users)
 
+    async def _foreign_claim(self, obj: Object, cluster: Object) -> tuple[RefusalReason, str] | None:
+        """Why a StatefulSet may not be created: it would take over a claim, whosever that is."""
+        for template in obj["spec"]["volumeClaimTemplates"] if obj["kind"] == STATEFUL_SET.kind else ():
+            metadata = obj["metadata"]
+            name = f"{template['metadata']['name']}-{metadata['name']}-0"
+            try:
+                claim = await self._kube.get(CLAIMS, metadata["namespace"], name)
+            except NotFoundError:
+                continue
+            if not _labelled(claim, template):
+                return _not_taken(claim, cluster)
+        return None
+
     async def _get(self, obj: Object) -> Object | None:
         resource = resource_of(obj["apiVersion"], obj["kind"])
         try:
@@ -344,6 +360,25 @@ def _not_ours(live: Object, wanted: Object, cluster: Object) -> tuple[RefusalRea
         (
             f"{what} exists already and {whose}; it is left alone. Delete or rename it, "
             "or give the WebSocketCluster another name."
+        ),
+    )
+
+
+def _labelled(claim: Object, template: Object) -> bool:
+    """Whether a claim was made for this cluster, or was meant to serve it: by what the operator finds it."""
+    labels, wanted = claim["metadata"].get("labels") or {}, template["metadata"]["labels"]
+    return all(labels.get(key) == wanted[key] for key in (names.CLUSTER_LABEL, names.COMPONENT_LABEL))
+
+
+def _not_taken(claim: Object, cluster: Object) -> tuple[RefusalReason, str]:
+    name = claim["metadata"]["name"]
+    return (
+        "NameConflict",
+        (
+            f"PersistentVolumeClaim {name} exists already and was not made for this cluster; it is left "
+            "alone. Delete it, give the WebSocketCluster another name, or, if its data are this cluster's, "
+            f"label it {names.CLUSTER_LABEL}={cluster['metadata']['name']} and "
+            f"{names.COMPONENT_LABEL}={names.REDIS}."
         ),
     )
 

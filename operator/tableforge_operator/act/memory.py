@@ -30,6 +30,8 @@ class Memory:
     """When connections and rooms were last written (monotonic)."""
     ingress_class_missing: bool = False
     """Whether the IngressClass that the spec names is known not to exist."""
+    storage_class_missing: bool = False
+    """Whether the StorageClass that the claim of a managed Redis waits for is known not to exist."""
     fleet: FleetView = FleetView()
     fleet_asked_at: float | None = None
     """When the fleet was last asked (monotonic)."""

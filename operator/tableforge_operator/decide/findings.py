@@ -149,12 +149,21 @@ def _naming_secrets(cluster: WebSocketCluster, sentence: str) -> str:
     for ref in cluster.references:
         before, file = sentence, f"{ref.variable}={ref.file}"
         # without the key there is no file either, and what is there must not be told to be created
-        absent = f"{ref.kind} {ref.name}, or its key {ref.key}, does not exist"
-        sentence = sentence.replace(f"{file} does not exist", absent).replace(file, _named(ref))
+        sentence = sentence.replace(f"{file} does not exist", _absent(ref)).replace(file, _named(ref))
         sentence = sentence.replace(f"{ref.variable.removesuffix('_FILE')} holds ", f"{_named(ref)} holds ")
         if sentence != before and ref.field not in sentence:
             sentence = f"{sentence.rstrip('.')} (spec.{ref.field})."
     return sentence
+
+
+def absent(cluster: WebSocketCluster, sentence: str | None) -> str | None:
+    """The reason of its own where what is waited for is an object of the user's that is not there."""
+    kinds = (ref.kind for ref in cluster.references if sentence is not None and _absent(ref) in sentence)
+    return next((f"{kind}Missing" for kind in kinds), None)
+
+
+def _absent(ref: Reference) -> str:
+    return f"{ref.kind} {ref.name}, or its key {ref.key}, does not exist"
 
 
 def _named(ref: Reference) -> str:

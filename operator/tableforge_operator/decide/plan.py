@@ -13,6 +13,7 @@ from tableforge_operator.decide import (
     advice,
     autoscaling,
     balance,
+    capacity,
     changes,
     cordons,
     deletion_costs,
@@ -207,9 +208,11 @@ def _assess(
     )
     balanced = balance.aspect(cluster, snapshot, now)
     notes = (
+        *capacity.full(cluster, snapshot, now),
         *cordons.notes(cluster, snapshot),
         *orders.notes(snapshot, word),
         *repairs.notes(snapshot, now),
+        *capacity.drains(cluster),
     )
     progressed_at, gave_up = progress.under_way(cluster, snapshot, fleets)
     facts = Facts(
@@ -229,7 +232,11 @@ def _assess(
         },
     )
     conditions, until = verdict.conditions(facts, previous=cluster.status, now=now)
-    events = (*verdict.events(cluster.status.conditions, conditions), *_untold(cluster, notes))
+    cause = facts.findings[0].reason if facts.findings else ""
+    events = (
+        *verdict.events(cluster.status.conditions, conditions, cause=cause),
+        *_untold(cluster, notes),
+    )
     due = counters is not None and (
         bool(events)
         or verdict.counters_due(counters, previous=cluster.status, written_at=snapshot.counters_at, now=now)

@@ -85,7 +85,7 @@ def _prepared(cluster: WebSocketCluster, snapshot: Snapshot, active: Track, prep
         new = min(_new_and_ready(deployment), size)
         why = _why(cluster, snapshot, prepared, deployment)
     return Finding(
-        reason="RollingOut",
+        reason=findings.absent(cluster, why) or "RollingOut",
         message=findings.sentence(
             f"{new} of {size} instances run the new spec, on track {prepared}; "
             f"clients stay on track {active} until all do{f': {why}' if why else ''}"
@@ -114,7 +114,7 @@ def _in_place(
             counts = f"{min(ready, size)} of {size} instances are ready"
             if total > size:
                 counts += f", {total - size} more {'is' if total - size == 1 else 'are'} leaving"
-        reason = "InstancesWaiting" if wanting else "RollingOut"
+        reason = findings.absent(cluster, wanting) or ("InstancesWaiting" if wanting else "RollingOut")
         yield Finding(reason=reason, message=findings.sentence(f"{counts}: {why}" if why else counts))
 
 

@@ -121,6 +121,8 @@ class Snapshot:
     surroundings: Surroundings = Surroundings()
     ingress_class_missing: bool = False
     """Whether the IngressClass that the spec names is known not to exist."""
+    storage_class_missing: bool = False
+    """Whether the StorageClass that the claim of a managed Redis waits for is known not to exist."""
     fleet: FleetView = FleetView()
     applied: Mapping[ChildKey, Applied] = dataclasses.field(default_factory=dict)
     refusals: Mapping[ChildKey, Refusal] = dataclasses.field(default_factory=dict)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import datetime as dt
+import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
@@ -11,6 +12,7 @@ from tableforge_operator.decide.snapshot import Now, Object
 
 WORTH_A_WARNING: Final = frozenset(
     {
+        "ConfigMapMissing",
         "EnvironmentMissing",
         "GatewayApiMissing",
         "ImagePullFailed",
@@ -19,11 +21,20 @@ WORTH_A_WARNING: Final = frozenset(
         "PolicyDenied",
         "PriorityClassMissing",
         "QuotaExceeded",
+        "RedisPasswordMissing",
         "RouteRefused",
+        "SecretMissing",
+        "StorageClassMissing",
         "Unschedulable",
     }
 )
 """Reasons that somebody should hear of, though it may still come right by itself."""
+
+NAMING_A_FIELD: Final = WORTH_A_WARNING | {"Invalid", "NameConflict", "Rejected", "StorageNotGrown"}
+"""Reasons whose messages name what to mend: another message is another trouble, and news."""
+_DEADLINE: Final = "ProgressDeadlineExceeded"
+_PASSING: Final = re.compile(r"\b\d+ of \d+\b|\bpod \S+|\bused: \S+")
+"""What of a message changes while the trouble stays the same."""
 
 COUNTERS_EVERY_SECONDS: Final = 30.0
 COUNTERS_MOVED: Final = 0.05
@@ -127,7 +138,7 @@ def _stalled(facts: Facts, previous: Status, now: Now) -> tuple[Finding | None, 
         at = parse_time(condition.last_transition_time)
         if condition.type == "Reconciling" and at is not None:
             since = min(at, now.wall)
-        elif condition.type == "Stalled" and condition.reason == "ProgressDeadlineExceeded":
+        elif condition.type == "Stalled" and condition.reason == _DEADLINE:
             expired = True
             since = at or now.wall
     deadline = facts.progress_deadline_seconds
@@ -140,7 +151,7 @@ def _stalled(facts: Facts, previous: Status, now: Now) -> tuple[Finding | None, 
         f"No progress within spec.rollout.progressDeadline ({deadline:g} s): {first.message} "
         "It goes on by itself once that is mended; raise spec.rollout.progressDeadline if it needs longer."
     )
-    return Finding(reason="ProgressDeadlineExceeded", message=message), None
+    return Finding(reason=_DEADLINE, message=message), None
 
 
 def counters_due(new: Counters, *, previous: Status, written_at: float | None, now: Now) -> bool:
@@ -159,12 +170,15 @@ def counters_due(new: Counters, *, previous: Status, written_at: float | None, n
     return moved and (written_at is None or now.monotonic - written_at >= COUNTERS_EVERY_SECONDS)
 
 
-def events(before: list[Condition], after: list[Condition]) -> tuple[Event, ...]:
-    """What changed from one set of conditions to the next, told once each."""
+def events(before: list[Condition], after: list[Condition], *, cause: str = "") -> tuple[Event, ...]:
+    """What changed from one set of conditions to the next, told once each.
+
+    `cause`: the reason of what comes first, which a deadline that has passed hides.
+    """
     old = {condition.type: condition for condition in before}
     new = {condition.type: condition for condition in after}
     found: list[Event] = []
-    if (stalled := new.get("Stalled")) is not None and _differs(old.get("Stalled"), stalled):
+    if (stalled := new.get("Stalled")) is not None and _differs(old.get("Stalled"), stalled, cause):
         found.append(Event(type="Warning", reason=stalled.reason, message=stalled.message))
     ready, was = new["Ready"], old.get("Ready")
     if ready.status == "True" and (was is None or was.status != "True"):
@@ -190,8 +204,11 @@ def events(before: list[Condition], after: list[Condition]) -> tuple[Event, ...]
     return tuple(found)
 
 
-def _differs(old: Condition | None, new: Condition) -> bool:
-    return old is None or (old.status, old.reason) != (new.status, new.reason)
+def _differs(old: Condition | None, new: Condition, cause: str = "") -> bool:
+    if old is None or (old.status, old.reason) != (new.status, new.reason):
+        return True
+    reason = cause if new.reason == _DEADLINE else new.reason
+    return reason in NAMING_A_FIELD and _PASSING.sub("", old.message) != _PASSING.sub("", new.message)
 
 
 def build(

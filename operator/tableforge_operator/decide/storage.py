@@ -5,7 +5,7 @@ grow where its StorageClass lets it; whether it does, the API server says when i
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
 from tableforge_operator.api import WebSocketCluster
@@ -59,16 +59,60 @@ def due(cluster: WebSocketCluster, snapshot: Snapshot, now: Now) -> Growth | Non
 
 
 def findings(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Finding]:
-    """A claim that is still growing. One that is refused to grow is told with other refusals."""
+    """A claim that waits for a class that isn't there, or is still growing.
+
+    One that is refused to grow is told with other refusals.
+    """
     redis, claim = cluster.managed_redis, _claim(cluster, snapshot)
     if redis is None or claim is None:
         return
+    if (missing := _class_missing(claim, snapshot)) is not None:
+        yield Finding(reason="StorageClassMissing", message=missing)
     name, size, has = claim["metadata"]["name"], redis.storage.size, capacity(cluster, snapshot)
     if growth(cluster, snapshot) is None and has is not None and quantity_bytes(has) < quantity_bytes(size):
         yield Finding(
             reason="StorageGrowing",
             message=sentence(f"Claim {name} grows from {has} to {size} ({_FIELD}){_said_of(claim)}"),
         )
+
+
+def class_waited_for(cluster: Object, claims: Iterable[Object]) -> str | None:
+    """The StorageClass that the spec names, where a claim waits for it. A default one exists by itself."""
+    managed = (cluster["spec"].get("redis") or {}).get("managed") or {}
+    name: str | None = (managed.get("storage") or {}).get("storageClassName")
+    waits = any(_waits(claim) and claim["spec"].get("storageClassName") == name for claim in claims)
+    return name if waits else None
+
+
+def _class_missing(claim: Object, snapshot: Snapshot) -> str | None:
+    """What a claim that nobody gives a volume needs."""
+    if not _waits(claim):
+        return None
+    name, asked = claim["metadata"]["name"], claim["spec"].get("storageClassName")
+    if asked is None:
+        # The API server would have filled in the default one, and does so once there is one.
+        return (
+            f"There is no default StorageClass, so claim {name} of the managed Redis gets no volume: make "
+            f"one the default, or {_anew(name)}."
+        )
+    if asked and snapshot.storage_class_missing:
+        return (
+            f"StorageClass {asked} does not exist, so claim {name} of the managed Redis gets no volume: "
+            f"create it, or {_anew(name)}."
+        )
+    return None
+
+
+def _anew(name: str) -> str:
+    # The field counts when the claim is made, and cannot change later.
+    return (
+        f"delete this WebSocketCluster and claim {name}, and create it anew with one of "
+        "`kubectl get storageclass` in spec.redis.managed.storage.storageClassName"
+    )
+
+
+def _waits(claim: Object) -> bool:
+    return (claim.get("status") or {}).get("phase") == "Pending" and not claim["spec"].get("volumeName")
 
 
 def capacity(cluster: WebSocketCluster, snapshot: Snapshot) -> str | None:

@@ -50,6 +50,8 @@ def test_everything_else_is_there_too() -> None:
     metrics.resets.add("forked")
     metrics.publish_queue_depth = 5
     metrics.redis_connected = True
+    metrics.left_over_budget = 6
+    metrics.directory_mended = 8
     found = samples(metrics)
     one = {"instance_id": "one"}
     assert found["tableforge_websocket_publishes_refused_total"] == [({**one, "reason": "rate_limited"}, 4)]
@@ -58,6 +60,8 @@ def test_everything_else_is_there_too() -> None:
     assert found["tableforge_websocket_resets_total"] == [({**one, "reason": "forked"}, 1)]
     assert found["tableforge_publish_queue_depth"] == [(one, 5)]
     assert found["tableforge_redis_connected"] == [(one, 1)]
+    assert found["tableforge_left_over_budget_total"] == [(one, 6)]
+    assert found["tableforge_directory_mended_total"] == [(one, 8)]
     assert found["process_resident_memory_bytes"][0][1] > 1_000_000
 
 

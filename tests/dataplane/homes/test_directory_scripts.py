@@ -205,6 +205,12 @@ async def test_nonsense_within_a_hash_is_repaired_and_told_of_once(
     assert set(homes.values()) <= {"one", "two"}
     told_of = [record for record in caplog.records if record.getMessage() == "directory_mended"]
     assert len(told_of) == len({str(vars(record)) for record in told_of}) >= 2
+    counted = sum(each.link._metrics.directory_mended for each in directories.all.values())
+    assert counted >= len(told_of)
+    await one.directory.sweep()
+    await two.directory.sweep()
+    again = sum(each.link._metrics.directory_mended for each in directories.all.values())
+    assert again == counted, "what is mended is not counted again"
 
 
 async def test_the_sweep_goes_on_where_another_ended_it(directories: Directories) -> None:

@@ -140,7 +140,33 @@ async def test_an_instance_that_leaves_acknowledges_first_and_spreads_the_closes
     assert loop.time() - begun < 8.0
     assert await asyncio.gather(*hearing) == [1012] * 20
     assert closed_at[-1] - closed_at[0] > 0.5, "all at once"
+    assert one.metrics.left_over_budget == 0
     assert len(await stayer.messages(20)) == 20
+
+
+async def test_a_budget_that_is_too_small_holds_until_it_is_late_and_is_told_of(
+    redis_server: RedisServer, instances: Instances, peers: Peers, caplog: pytest.LogCaptureFixture
+) -> None:
+    budget = {"max_reconnects_per_second": 1}
+    (one,) = await instances(redis_server, scaling={"drain_seconds": 2.0}, rollout=budget, **FAST)
+    leavers = [await peers(one) for _ in range(20)]
+    loop = asyncio.get_running_loop()
+    told_at: list[float] = []
+
+    async def hear_out(leaver: Peer) -> int | None:
+        await leaver.until("migrate")
+        told_at.append(loop.time())
+        return await leaver.closed()
+
+    hearing = [asyncio.create_task(hear_out(leaver)) for leaver in leavers]
+    begun = loop.time()
+    await one.drain()
+    assert await asyncio.gather(*hearing) == [1012] * 20
+    # the last half second is for those who were told to connect elsewhere, the one before it for the hurry
+    assert sum(at < begun + 1.0 for at in told_at) <= 3
+    assert 16 <= one.metrics.left_over_budget <= 19
+    (told,) = [record for record in caplog.records if record.getMessage() == "left_over_budget"]
+    assert vars(told)["fields"]["connections"] == one.metrics.left_over_budget
 
 
 async def test_sigterm_ends_the_process_in_order_and_in_time(

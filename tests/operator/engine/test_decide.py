@@ -175,6 +175,54 @@ def test_what_may_still_come_is_reconciling_until_the_deadline_and_then_stalled(
     assert set(conditions(healed)) == {"Ready", "RedisReady"}
 
 
+def of_files(*files: str) -> FleetView:
+    return FleetView(healths=(health(*(f"{file} does not exist: it is needed." for file in files)),))
+
+
+JWT = f"JWT_SECRET_FILE={endpoints.JWT_SECRET_FILE}"
+API = f"TABLEFORGE_HTTP_API_KEY_FILE={endpoints.API_KEY_FILE}"
+
+
+@pytest.mark.parametrize("stalled", [False, True])
+def test_each_of_two_troubles_that_follow_one_another_is_told(stalled: bool) -> None:
+    auth = {"jwtSecretRef": {"name": "first"}, "apiKeySecretRef": {"name": "second"}}
+    snapshot = settled(Snapshot(cluster=cluster(auth=auth, rollout={"progressDeadline": "1m"})), now=at(0))
+    snapshot = settled(with_workloads(snapshot, ready=0), now=at(1))
+    late = 100 if stalled else 2
+
+    def told(missing: str, seconds: float, ready: int = 0) -> list[tuple[str, str]]:
+        nonlocal snapshot
+        snapshot = dataclasses.replace(with_workloads(snapshot, ready=ready), fleet=of_files(missing))
+        found = plan(snapshot, seconds)
+        snapshot = settled(done(snapshot, found, now=at(seconds)), now=at(seconds))
+        assert conditions(snapshot)["Ready"]["reason"] == (
+            "ProgressDeadlineExceeded" if stalled else "SecretMissing"
+        )
+        return [(event.type, event.message) for event in found.events if event.reason != "RedisConnected"]
+
+    ((kind, message),) = told(JWT, late)
+    assert kind == "Warning"
+    assert "Secret first, or its key secret, does not exist" in message
+    assert "(spec.auth.jwtSecretRef)" in message
+    assert told(JWT, late + 1) == []
+    assert told(JWT, late + 2, ready=1) == [], "how many wait for it is no news"
+    ((kind, message),) = told(API, late + 3)
+    assert kind == "Warning"
+    assert "Secret second, or its key key, does not exist" in message
+    assert "(spec.auth.apiKeySecretRef)" in message
+
+
+def test_words_that_name_no_field_may_change_without_an_event() -> None:
+    snapshot = settled(Snapshot(cluster=cluster()), now=at(0))
+    snapshot = settled(with_workloads(snapshot, ready=0), now=at(1))
+    for number in range(3):
+        view = FleetView(healths=(health(f"Redis has loaded {number} of 3 GB."),))
+        found = plan(dataclasses.replace(snapshot, fleet=view), 2 + number)
+        told = [event.reason for event in found.events if event.reason != "RedisConnected"]
+        assert told == ([] if number else ["InstancesWaiting"])
+        snapshot = done(dataclasses.replace(snapshot, fleet=view), found, now=at(2 + number))
+
+
 def test_progress_of_the_rollout_and_a_new_generation_start_the_deadline_anew() -> None:
     spec: dict[str, Any] = {"rollout": {"progressDeadline": "1m"}}
     snapshot = settled(Snapshot(cluster=cluster(**spec)), now=at(0))

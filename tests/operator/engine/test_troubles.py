@@ -15,10 +15,11 @@ import pytest
 import yaml
 
 from devcluster.cluster import Devcluster
-from tableforge_operator.kube import CLUSTERS, PODS, SECRETS, Kube, Object
+from tableforge_dataplane.contract import endpoints
+from tableforge_operator.kube import CLAIMS, CLUSTERS, PODS, SECRETS, Kube, Object
 from tests.operator.engine.clusters import children, condition, events, external, find, manifest
 from tests.operator.engine.operators import Operators, kubectl, until
-from tests.operator.engine.pods import pods_of, set_pod
+from tests.operator.engine.pods import Instance, health, pods_of, set_pod
 
 pytestmark = pytest.mark.cluster
 
@@ -278,6 +279,91 @@ async def no_default_ingress_class(place: Place) -> None:
 
 
 @case
+async def secrets_that_do_not_exist_one_after_another(place: Place) -> None:
+    """The instance is none; what it says is what one says that waits for the files of its Secrets."""
+    auth = {"jwtSecretRef": {"name": "first"}, "apiKeySecretRef": {"name": "second"}}
+    await place.ask(external(place.namespace, auth=auth))
+
+    async def there() -> Object | None:
+        return next(iter(await pods_of(place.kube, place.namespace, "dataplane")), None)
+
+    pod = await until(there, what="a pod", seconds=60)
+    async with Instance(place.address).serving() as instance:
+        for variable, file, words in (
+            ("JWT_SECRET_FILE", endpoints.JWT_SECRET_FILE, ("Secret first, ", "spec.auth.jwtSecretRef")),
+            (
+                "TABLEFORGE_HTTP_API_KEY_FILE",
+                endpoints.API_KEY_FILE,
+                ("Secret second, ", "spec.auth.apiKeySecretRef"),
+            ),
+        ):
+            instance.health = health(f"{variable}={file} does not exist: it is needed.")
+            await set_pod(place.kube, pod, address=place.address, ready=False)
+            await place.says(*words, reason="SecretMissing")
+
+
+@case
+async def a_storage_class_that_does_not_exist(place: Place) -> None:
+    name = f"storage-of-{place.namespace}"
+    await place.ask(manifest(place.namespace, redis={"managed": {"storage": {"storageClassName": name}}}))
+    await place.says(
+        f"StorageClass {name} does not exist",
+        "claim data-tables-redis-0",
+        "spec.redis.managed.storage.storageClassName",
+        reason="StorageClassMissing",
+    )
+    await place.put(
+        {
+            "apiVersion": "storage.k8s.io/v1",
+            "kind": "StorageClass",
+            "metadata": {"name": name},
+            "provisioner": "example.com/none",
+        }
+    )
+
+    async def noticed() -> bool:
+        return (await place.ready()).get("reason") == "RedisStarting"
+
+    await until(noticed, what="the class is there, and nothing more is said of it", seconds=60)
+
+
+@case
+async def a_claim_that_is_somebody_elses(place: Place) -> None:
+    claim = {
+        "apiVersion": "v1",
+        "kind": "PersistentVolumeClaim",
+        "metadata": {"name": "data-tables-redis-0"},
+        "spec": {
+            "accessModes": ["ReadWriteOnce"],
+            "storageClassName": "",
+            "resources": {"requests": {"storage": "1Gi"}},
+        },
+    }
+    await place.put(claim)
+    before = await place.kube.get(CLAIMS, place.namespace, "data-tables-redis-0")
+    await place.ask(
+        manifest(place.namespace, redis={"managed": {"persistence": {"onDelete": "Delete"}}}),
+    )
+    await place.says(
+        "PersistentVolumeClaim data-tables-redis-0 exists already and was not made for this cluster",
+        "label it tableforge.io/cluster=tables and app.kubernetes.io/component=redis.",
+        reason="NameConflict",
+        stalled=True,
+    )
+    assert await find(place.kube, "apps/v1", "StatefulSet", place.namespace, "tables-redis") is None
+    after = await place.kube.get(CLAIMS, place.namespace, "data-tables-redis-0")
+    assert after["metadata"].get("ownerReferences") is None
+    assert after["metadata"]["uid"] == before["metadata"]["uid"]
+    labels = {"tableforge.io/cluster": "tables", "app.kubernetes.io/component": "redis"}
+    await place.put({**claim, "metadata": {**claim["metadata"], "labels": labels}})
+
+    async def taken() -> bool:
+        return await find(place.kube, "apps/v1", "StatefulSet", place.namespace, "tables-redis") is not None
+
+    await until(taken, what="what bears the cluster's labels is taken", seconds=60)
+
+
+@case
 async def what_a_kubelet_and_a_scheduler_say(place: Place) -> None:
     """The words are theirs; none runs here."""
     await place.ask(external(place.namespace, image="registry.example/none:1"))
@@ -309,7 +395,7 @@ async def what_a_kubelet_and_a_scheduler_say(place: Place) -> None:
     await place.says(fix, reason="EnvironmentMissing")
     await waiting("CreateContainerConfigError", f"couldn't find key k in ConfigMap {place.namespace}/place")
     fix = "Add key k to ConfigMap place, or correct spec.pod.extraEnv."
-    await place.says(fix, reason="EnvironmentMissing", event=False)
+    await place.says(fix, reason="EnvironmentMissing")
     for words, fix in (
         ("0/3 nodes are available: 3 Insufficient memory.", "lower spec.pod.resources.requests, or add"),
         ("0/3 nodes are available: 3 node(s) didn't match Pod's node affinity/selector.", "pod.nodeSelector"),
@@ -323,18 +409,21 @@ async def what_a_kubelet_and_a_scheduler_say(place: Place) -> None:
             "lastTransitionTime": "2026-01-01T00:00:00Z",
         }
         await set_pod(place.kube, pod, address=place.address, ready=False, conditions=[unscheduled])
-        await place.says(words.rstrip("."), fix, reason="Unschedulable", event="memory" in words)
+        await place.says(words.rstrip("."), fix, reason="Unschedulable")
 
 
 @pytest.fixture
-async def places(
-    kube: Kube, installed: Devcluster, namespace: str, address: str
-) -> AsyncIterator[list[Place]]:
-    """A namespace for each case; what they make of kinds without a namespace is named after it."""
+async def places(kube: Kube, installed: Devcluster, namespace: str) -> AsyncIterator[list[Place]]:
+    """A namespace and an address for each case; what one makes outside of namespaces is named after it."""
     config = installed.kubeconfig
     found = [
-        Place(kube, config, f"{namespace}-{function.__name__.replace('_', '-')}"[:63], address)
-        for function in CASES
+        Place(
+            kube,
+            config,
+            f"{namespace}-{function.__name__.replace('_', '-')}"[:63],
+            f"127.{installed.network.number}.65.{number}",
+        )
+        for number, function in enumerate(CASES, start=1)
     ]
     names = [place.namespace for place in found]
     spaces = [{"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name}} for name in names]
@@ -344,6 +433,7 @@ async def places(
     for kind in ("validatingadmissionpolicy", "validatingadmissionpolicybinding"):
         kubectl(config, "delete", kind, "--ignore-not-found", *names)
     kubectl(config, "delete", "ingressclass", "--ignore-not-found", *(f"class-of-{name}" for name in names))
+    kubectl(config, "delete", "storageclass", "--ignore-not-found", *(f"storage-of-{name}" for name in names))
 
 
 async def test_each_is_told_with_its_field_and_its_fix_and_leaves_nothing(

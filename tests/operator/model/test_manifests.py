@@ -48,6 +48,7 @@ def test_the_operator_may_do_this_and_nothing_else_everywhere():
         ("apps", "replicasets", "watch"),
         ("", "configmaps", "delete"),
         ("", "events", "create"),
+        ("", "persistentvolumeclaims", "get"),
         ("", "persistentvolumeclaims", "list"),
         ("", "persistentvolumeclaims", "patch"),
         ("", "persistentvolumeclaims", "watch"),
@@ -158,6 +159,8 @@ def test_the_operators_pod_is_restricted_and_may_be_created(installed):
         (("create", "clusterrolebindings.rbac.authorization.k8s.io"), "no"),
         (("get", "ingressclasses.networking.k8s.io"), "yes"),
         (("list", "ingressclasses.networking.k8s.io"), "no"),
+        (("get", "storageclasses.storage.k8s.io"), "yes"),
+        (("list", "storageclasses.storage.k8s.io"), "no"),
         (("delete", "networkpolicies.networking.k8s.io", "-n", "default"), "yes"),
     ],
 )

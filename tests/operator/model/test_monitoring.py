@@ -74,7 +74,8 @@ def test_the_rule_is_about_this_cluster_alone(cluster):
 def test_what_was_promised_raises_an_alert(cluster):
     assert [alert.name.removeprefix("Tableforge") for alert in alerts(cluster())] == [
         "NoInstance", "InstanceDown", "RedisAway", "PublishesRefused", "Resets", "SlowConsumers", "Pressure",
-        "MemoryHigh", "EventLoopLag", "SlowAcknowledgements", "NearCapacity", "HeartbeatsFail",
+        "MemoryHigh", "EventLoopLag", "SlowAcknowledgements", "NearCapacity", "DirectoryMended",
+        "HeartbeatsFail",
     ]  # fmt: skip
 
 

@@ -135,6 +135,15 @@ def alerts(cluster: WebSocketCluster) -> Iterator[Alert]:
         "spec.websocket.maxConnections where instances have CPU and memory to spare.",
     )
     yield Alert(
+        name="TableforgeDirectoryMended",
+        expression=f"sum(increase(tableforge_directory_mended_total{{{us}}}[10m])) > 0",
+        lasting="0m",
+        severity="warning",
+        summary=f"Something else writes into the Redis of {what}, below its key prefix",
+        description="What made no sense was removed. `directory_mended` in the instances' logs says what it "
+        "was: find out who writes there, or give the cluster a Redis or a spec.redis.keyPrefix of its own.",
+    )
+    yield Alert(
         name="TableforgeHeartbeatsFail",
         expression=f"sum by (pod) (increase(tableforge_registry_heartbeats_failed_total{{{us}}}[10m])) > 5",
         lasting="5m",

@@ -1,20 +1,21 @@
-"""Which IngressClasses exist, asked one by one: a user names one, and only a few clusters have an Ingress."""
+"""Which IngressClasses and StorageClasses exist, asked one by one: a user names one, if any."""
 
 import asyncio
 from typing import Final
 
-from tableforge_operator.kube import INGRESS_CLASSES, ApiError, ForbiddenError, Kube, NotFoundError
+from tableforge_operator.kube import ApiError, ForbiddenError, Kube, NotFoundError, Resource
 
 LASTS_SECONDS: Final = 15.0
 """For how long an answer counts: so often it is asked for a class that may still come."""
 REMEMBERED: Final = 1000
 
 
-class IngressClasses:
-    """Answers from memory where it has asked a moment ago."""
+class Classes:
+    """Those of one kind. Answers from memory where it has asked a moment ago."""
 
-    def __init__(self, kube: Kube) -> None:
+    def __init__(self, kube: Kube, resource: Resource) -> None:
         self._kube = kube
+        self._resource = resource
         self._missing: dict[str, tuple[float, bool]] = {}
 
     async def is_missing(self, name: str) -> bool:
@@ -24,7 +25,7 @@ class IngressClasses:
         if now - asked_at < LASTS_SECONDS:
             return missing
         try:
-            await self._kube.get(INGRESS_CLASSES, None, name)
+            await self._kube.get(self._resource, None, name)
             missing = False
         except NotFoundError:
             missing = True
