@@ -43,7 +43,8 @@ async def test_from_waiting_for_a_secret_to_ready_to_redis_away_and_back(
             "0 of 1 instances are ready: Secret tables-jwt is missing: create it with key secret."
         )
 
-        instance.fleet = fleet(instances=1, connections=7, rooms=3)
+        name = pod["metadata"]["name"]
+        instance.fleet = fleet(names=[name], connections=7, rooms=3)
         await set_pod(kube, pod, address=address, ready=True)
         ready = await until_condition(kube, namespace, "Ready", "True")
         assert ready["observedGeneration"] == 1
@@ -51,13 +52,15 @@ async def test_from_waiting_for_a_secret_to_ready_to_redis_away_and_back(
         assert {kind["type"] for kind in now["conditions"]} == {"Ready", "RedisReady", "Balanced"}
         assert (now["instances"], now["connections"], now["rooms"]) == (1, 7, 3)
         assert (now["replicas"], now["readyReplicas"], now["activeTrack"]) == (1, 1, "a")
+        row = {"name": name, "track": "a", "ready": True, "accepting": True, "draining": False}
+        assert now["instanceTable"] == [{**row, "connections": 7, "rooms": 3, "version": "0.1.0"}]
         assert now["redis"] == {"durability": "Disk", "version": "9.0.0"}
         secrets, _ = await kube.list(SECRETS, namespace)
         (fleet_secret,) = [item for item in secrets if "-fleet-" in item["metadata"]["name"]]
         key = base64.b64decode(fleet_secret["data"]["key"]).decode()
         assert set(instance.fleet_keys) == {key}
 
-        instance.fleet = fleet(redis=AWAY, instances=1, connections=7, rooms=3)
+        instance.fleet = fleet(redis=AWAY, names=[name], connections=7, rooms=3)
         away = await until_condition(kube, namespace, "RedisReady", "False", "RedisUnreachable")
         assert away["message"].startswith(AWAY.message)
         assert "spec.redis.external.host" in away["message"]
@@ -65,8 +68,15 @@ async def test_from_waiting_for_a_secret_to_ready_to_redis_away_and_back(
         assert lost["lastTransitionTime"] >= ready["lastTransitionTime"]
         await until_condition(kube, namespace, "Reconciling", "True", "RedisUnreachable")
 
-        instance.fleet = fleet(instances=1, connections=7, rooms=3)
+        instance.fleet = fleet(instances=60, connections=60 * 7)
         await until_condition(kube, namespace, "Ready", "True")
+
+        async def many() -> Object | None:
+            found = await status(kube, namespace)
+            return found if found["instances"] == 60 else None
+
+        crowded = await until(many, what="60 instances are shown")
+        assert (len(crowded["instanceTable"]), crowded["instancesNotShown"]) == (50, 10)
 
     told = [reason for reason, _ in await events(kube, namespace)]
     for reason in ("Created", "Ready", "RedisConnected", "RedisNotReady", "NotReady"):
