@@ -178,7 +178,12 @@ def test_lists_and_groups_are_written_as_the_data_plane_reads_them(cluster):
             "publicKeys": {"configMapRef": {"name": "keys", "key": "public.pem"}},
             "issuer": "https://id.example.com/",
             "audience": "tables",
-            "defaultRights": {"join": ["lobby", "table:*"], "direct": ["**"]},
+            "defaultRights": {
+                "join": ["lobby", "table:*"],
+                "publish": ["table:*"],
+                "presence": ["lobby"],
+                "direct": ["**"],
+            },
             "apiKeySecretRef": {"name": "api"},
         },
         "rooms": {
@@ -200,8 +205,8 @@ def test_lists_and_groups_are_written_as_the_data_plane_reads_them(cluster):
     assert (found.auth.issuer, found.auth.audience) == ("https://id.example.com/", "tables")
     assert parse_rights(found.auth.default_rights) == {
         "join": ["lobby", "table:*"],
-        "publish": [],
-        "presence": [],
+        "publish": ["table:*"],
+        "presence": ["lobby"],
         "direct": ["**"],
     }
     assert found.http.api_key.file == Path("/var/run/tableforge/api/key")
