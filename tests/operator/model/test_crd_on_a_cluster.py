@@ -399,6 +399,20 @@ def test_the_columns_show_what_the_status_says(kubectl):
     assert "tables" in kubectl.ok("get", "tableforge")
 
 
+def test_the_table_of_instances_is_bounded_and_may_leave_out_what_is_not_known(kubectl):
+    kubectl.ok("create", "-f", "-", stdin=cr())
+    row = {"accepting": True, "draining": False, "connections": 1, "rooms": 1, "version": "0.1.0"}
+
+    def patch(count):
+        table = [{"name": f"tables-a-abc-{number}", **row} for number in range(count)]
+        status = json.dumps({"status": {"instanceTable": table, "instancesNotShown": 10}})
+        return kubectl("patch", "wsc/tables", "--subresource=status", "--type=merge", "-p", status)
+
+    assert patch(50).code == 0
+    assert "must have at most 50 items" in patch(51).err
+    assert "Instance Table:" in kubectl.ok("describe", "wsc/tables")
+
+
 def test_a_cluster_counts_as_ready_only_once_its_generation_was_observed(kubectl):
     kubectl.ok("create", "-f", "-", stdin=cr())
     ready = {
