@@ -89,7 +89,8 @@ async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(
     await kube.apply(external(namespace), field_manager="user", force=True)
     pod = await one_pod(kube, namespace)
     async with Instance(address).serving() as instance:
-        instance.fleet = fleet(instances=1, connections=100, rooms=3)
+        names = [pod["metadata"]["name"]]
+        instance.fleet = fleet(names=names, connections=100, rooms=3)
         await set_pod(kube, pod, address=address, ready=True)
         await until_condition(kube, namespace, "Ready", "True")
 
@@ -99,7 +100,7 @@ async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(
         await until(told, what="the Event, which follows the status, is there")
         start = audit.position()
         asked = len(instance.fleet_keys)
-        instance.fleet = fleet(instances=1, connections=104, rooms=3)  # within 5 %
+        instance.fleet = fleet(names=names, connections=104, rooms=3)  # within 5 %
 
         async def asked_again() -> bool:
             return len(instance.fleet_keys) > asked
