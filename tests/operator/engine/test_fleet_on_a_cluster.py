@@ -95,9 +95,10 @@ async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(
         await until_condition(kube, namespace, "Ready", "True")
 
         async def told() -> bool:
-            return "Ready" in [reason for reason, _ in await events(kube, namespace)]
+            reasons = {reason for reason, _ in await events(kube, namespace)}
+            return reasons >= {"Ready", "RedisConnected"}
 
-        await until(told, what="the Event, which follows the status, is there")
+        await until(told, what="the Events, which follow the status one by one, are there")
         start = audit.position()
         asked = len(instance.fleet_keys)
         instance.fleet = fleet(names=names, connections=104, rooms=3)  # within 5 %
