@@ -8,8 +8,10 @@ with and without it, and what differs stands in the table.
 import argparse
 import copy
 import dataclasses
+import functools
 import re
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -18,10 +20,15 @@ from tableforge_operator.api import load, names
 from tableforge_operator.api.quantities import Duration
 from tableforge_operator.api.schema import group_schema
 from tableforge_operator.api.spec import Spec
+from tableforge_operator.decide import autoscaling
 from tableforge_operator.decide.resources import children, derive
+from tableforge_operator.decide.resources.floor import Floor
 from tableforge_operator.decide.resources.surroundings import Surroundings
 
-FILE: Final = Path(__file__).parents[2] / "docs" / "operator.md"
+_ROOT: Final = Path(__file__).parents[2]
+FILE: Final = _ROOT / "docs" / "operator.md"
+TRIED: Final = _ROOT / "tests" / "operator" / "model" / "tried.toml"
+"""Which test sees that a field acts. No test is shipped, and neither is what is said of them."""
 BEGIN: Final = "<!-- Written by `make docs` from the model: edit that. -->"
 END: Final = "<!-- The end of what `make docs` writes. -->"
 
@@ -30,6 +37,8 @@ _HASHED: Final = re.compile(r"-config-[0-9a-f]{8}$")
 _SURROUNDINGS: Final = Surroundings(absent_kinds=frozenset())
 
 _AUTOSCALED: Final = {"autoscaling": {"enabled": True, "maxReplicas": 10}}
+_CONNECTIONS: Final = 3000
+"""Of a cluster that is autoscaled: four instances of the default, so that what moves the floor shows."""
 _EXTERNAL: Final = {"host": "redis.example.com"}
 _SENTINEL: Final = {
     "mode": "Sentinel",
@@ -74,8 +83,6 @@ DECIDED: Final[Mapping[str, str]] = {
     "clustering.moveCooldown": "which clients are made to move, and when",
     "clustering.rebalanceInterval": "which clients are made to move, and when",
     "clustering.rebalanceThreshold": "which clients are made to move, and when",
-    "loadBalancing.connectionThreshold": "HorizontalPodAutoscaler `<name>`, as connections come",
-    "loadBalancing.scaleDownCooldown": "HorizontalPodAutoscaler `<name>`, as connections go",
     "loadBalancing.scaleUpCooldown": "HorizontalPodAutoscaler `<name>`, as connections come",
     "redis.managed.passwordGeneration": "Secret `<name>-redis-…`, then Redis and the instances in turn",
     "rollout.strategy": "how the next change of the pods is carried out",
@@ -91,8 +98,12 @@ class Field:
     default: str
     changes: tuple[str, ...]
     """Objects, as they are written."""
+    autoscaled: tuple[str, ...]
+    """Those that it changes besides where the cluster is autoscaled."""
     price: str
     """What it means to pods that run."""
+    test: str
+    """Which test sees that it acts: file and name, as pytest takes them."""
 
 
 def fields() -> list[Field]:
@@ -120,15 +131,44 @@ def _field(path: str, schema: Mapping[str, Any]) -> Field:
         place = place.setdefault(group, {})
     place[name] = EXAMPLES.get(path) or _other(schema, place.get(name, schema.get("default")))
     changed = _changes(_rendered(before), _rendered(after))
+    objects, autoscaled = changed.objects, _autoscaled(before, after, changed)
     if (told := DECIDED.get(path)) is not None:
-        if changed.objects:
-            raise ValueError(f"{path} changes {changed.objects}: it need not be told in DECIDED")
-        return Field(path=path, default=_default(schema), changes=(told,), price="")
-    if not changed.objects:
+        if objects or autoscaled:
+            raise ValueError(f"{path} changes {objects + autoscaled}: it need not be told in DECIDED")
+        objects = (told,)
+    elif not objects and not autoscaled:
         raise ValueError(
             f"{path} changes no object: give it in BESIDE what it needs, or tell in DECIDED what it does"
         )
-    return Field(path=path, default=_default(schema), changes=changed.objects, price=changed.price)
+    return Field(
+        path=path,
+        default=_default(schema),
+        changes=objects,
+        autoscaled=autoscaled,
+        price=changed.price,
+        test=_test(path),
+    )
+
+
+def _autoscaled(before: dict[str, Any], after: dict[str, Any], changed: "_Changes") -> tuple[str, ...]:
+    """What a change is to the objects of a cluster that is autoscaled, and to no other's."""
+    if "autoscaling" in after:
+        return ()
+    found = _changes(_rendered({**before, **_AUTOSCALED}), _rendered({**after, **_AUTOSCALED}))
+    return tuple(obj for obj in found.objects if obj not in changed.objects)
+
+
+@functools.cache
+def tried() -> Mapping[str, str]:
+    """Tests by the beginning of the paths of the fields that they try."""
+    return tomllib.loads(TRIED.read_text(encoding="utf-8"))
+
+
+def _test(path: str) -> str:
+    prefix = max((prefix for prefix in tried() if path.startswith(prefix)), key=len, default=None)
+    if prefix is None:
+        raise ValueError(f"nobody tries {path}: tell in {TRIED.name} which test sees that it acts")
+    return tried()[prefix]
 
 
 def _other(schema: Mapping[str, Any], than: Any) -> Any:
@@ -166,7 +206,12 @@ def _other_text(schema: Mapping[str, Any]) -> str:
 def _rendered(spec: dict[str, Any]) -> dict[str, dict[str, Any]]:
     metadata = {"name": _NAME, "namespace": "games", "uid": "0d1e2f30-4152-6374-8596-a7b8c9dae0f1"}
     cluster = load({"metadata": metadata, "spec": spec})
-    found = children(cluster, secrets=derive(b"k" * 32, cluster.uid), surroundings=_SURROUNDINGS)
+    found = children(
+        cluster,
+        secrets=derive(b"k" * 32, cluster.uid),
+        surroundings=_SURROUNDINGS,
+        floor=Floor(replicas=autoscaling.limits(cluster).needed(_CONNECTIONS)),
+    )
     return {
         f"{obj['kind']} `{_general(obj['metadata']['name'])}`": obj
         for obj in (*found.secrets, *found.applied)
@@ -228,12 +273,19 @@ def _default(schema: Mapping[str, Any]) -> str:
 
 def table() -> str:
     """The table, in Markdown."""
-    lines = ["| field | default | what it changes | price |", "|---|---|---|---|"]
-    lines += [
-        f"| `{field.path}` | {_cell(field.default)} | {_cell(', '.join(field.changes))} | {field.price} |"
-        for field in fields()
-    ]
+    lines = ["| field | default | what it changes | price | test |", "|---|---|---|---|---|"]
+    lines += [f"| {' | '.join(map(_cell, _row(field)))} |" for field in fields()]
     return "\n".join(lines)
+
+
+def _row(field: Field) -> tuple[str, ...]:
+    return f"`{field.path}`", field.default, _what(field), field.price, f"`{field.test}`"
+
+
+def _what(field: Field) -> str:
+    changes = [", ".join(field.changes)] if field.changes else []
+    changes += [f"where autoscaled: {', '.join(field.autoscaled)}"] if field.autoscaled else []
+    return "; ".join(changes)
 
 
 def _cell(text: str) -> str:

@@ -136,6 +136,12 @@ async def test_what_people_ask_of_it_is_done_and_said(kubectl: Kubectl, namespac
         session = there.session
         await tables.annotate(pod, "tableforge.io/cordon=true")
         await until(lambda: on_all({cold}), "new clients go elsewhere")
+
+        async def shown() -> object:
+            rows = await tables.table()
+            return None if {name for name, row in rows.items() if not row["accepting"]} == {cold} else rows
+
+        await until(shown, "the status says so")
         async with Crowd(url, clients=60, rooms=30, seed=1, per_second=20) as crowd:
             assert crowd.connections()[cold] == 0, "a new client came to a cordoned instance"
             assert there.session == session, "who was there stays"
@@ -147,6 +153,23 @@ async def test_what_people_ask_of_it_is_done_and_said(kubectl: Kubectl, namespac
                     return None if late.instance == cold else late.instance
 
             await until(nobody_came, "a new client comes to it again")
+
+            async def counted() -> object:
+                here = crowd.connections()
+                rows = await tables.table()
+                wrong = {
+                    name: row
+                    for name, row in rows.items()
+                    if abs(here[name] + len(named([ada, ben, cleo], name)) - row["connections"])
+                    > 0.05 * row["connections"]
+                }
+                return wrong or None
+
+            await until(counted, "the status has each instance's clients")
+            rows = list((await tables.table()).values())
+            assert {row["name"] for row in rows} == set(await tables.instances())
+            assert rows[-1]["name"] == cold, "the fullest first"
+            assert all(row["ready"] and row["track"] == "a" and not row["draining"] for row in rows)
 
             # load is uneven, and said to be, and left so for an hour
             await tables.wait("--for=condition=Balanced=False")

@@ -77,7 +77,7 @@ async def test_what_kubectl_shows(kubectl: Kubectl, sample: str) -> None:
         "AGE": "-",
     }
     described = await kubectl("describe", "-n", sample, "wsc/tables")
-    for word in ("Ready", "RedisReady", "Observed Generation", "Events:"):
+    for word in ("Ready", "RedisReady", "Observed Generation", "Instance Table:", "Events:"):
         assert word in described
     explained = await kubectl("explain", "wsc.spec.redis.durability")
     assert "Disk" in explained

@@ -66,6 +66,11 @@ class Tables:
             )
         }
 
+    async def table(self) -> dict[str, Any]:
+        """The rows of instances in the status, by name."""
+        cluster = await self._kubectl.json("get", *self._in, "wsc/tables")
+        return {row["name"]: row for row in cluster["status"]["instanceTable"]}
+
     async def closed(self) -> set[str]:
         """The instances that the Service sends no new clients to."""
         return {

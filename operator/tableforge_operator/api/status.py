@@ -1,7 +1,7 @@
 # ruff: noqa: RUF012  (msgspec copies a default that is an empty list)
 """The `status` of a WebSocketCluster: what the operator found."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
@@ -10,13 +10,22 @@ from tableforge_operator.api.fields import Group, field
 _Count = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 _Replicas = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 
+INSTANCES_SHOWN: Final = 50
+"""Of more, the emptiest are only counted: each costs 200 bytes in an object that everybody watches."""
+INSTANCE_NAME_LENGTH: Final = 253
+VERSION_LENGTH: Final = 64
+
 
 class Condition(Group, frozen=True):
     """One aspect of the cluster's state, as kstatus and `kubectl wait` read it."""
 
     type: Annotated[
         str,
-        field("`Ready`, `Reconciling`, `Stalled`, `RedisReady` or `Balanced`.", min_length=1, max_length=316),
+        field(
+            "`Ready`, `Reconciling`, `Stalled`, `RedisReady`, `Balanced` or `Autoscaled`.",
+            min_length=1,
+            max_length=316,
+        ),
     ]
     status: Annotated[
         Literal["True", "False", "Unknown"], field("Whether it is so. Reconciling and Stalled go when over.")
@@ -53,6 +62,23 @@ class RedisStatus(Group, frozen=True, omit_defaults=True):
         Annotated[str, msgspec.Meta(max_length=64)] | None,
         field("How large the volume of a managed Redis is."),
     ] = None
+
+
+class InstanceStatus(Group, frozen=True, omit_defaults=True, kw_only=True):
+    """One instance that is alive, by its own word."""
+
+    name: Annotated[str, field("The instance, which is its pod.", max_length=INSTANCE_NAME_LENGTH)]
+    track: Annotated[Literal["a", "b"] | None, field("Which of the two fleets it is of.")] = None
+    ready: Annotated[
+        bool | None, field("Whether its pod is ready and stays. Left out while pods cannot be seen.")
+    ] = None
+    accepting: Annotated[
+        bool, field("Whether it takes clients and rooms that could go elsewhere: no cordon, and no drain.")
+    ]
+    draining: Annotated[bool, field("Whether it is leaving, and sends its clients elsewhere.")]
+    connections: Annotated[_Count, field("Connections to it.")]
+    rooms: Annotated[_Count, field("Rooms with at least one member on it.")]
+    version: Annotated[str, field("Version that it runs.", max_length=VERSION_LENGTH)]
 
 
 class RebalanceStatus(Group, frozen=True, omit_defaults=True):
@@ -121,6 +147,17 @@ class Status(Group, frozen=True, omit_defaults=True):
     )
     connections: Annotated[_Count | None, field("Connections over all instances.")] = None
     rooms: Annotated[_Count | None, field("Rooms with at least one member, each counted once.")] = None
+    instance_table: Annotated[
+        list[InstanceStatus],
+        field(
+            f"The instances that are alive, the fullest {INSTANCES_SHOWN} of them, fullest first.",
+            schema={"x-kubernetes-list-type": "atomic"},
+            max_length=INSTANCES_SHOWN,
+        ),
+    ] = []
+    instances_not_shown: Annotated[
+        _Replicas | None, field("How many are alive besides those in `instanceTable`.")
+    ] = None
     url: Annotated[
         Annotated[str, msgspec.Meta(max_length=512)] | None,
         field("Where clients inside the Kubernetes cluster connect."),

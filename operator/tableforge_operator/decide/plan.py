@@ -19,6 +19,7 @@ from tableforge_operator.decide import (
     deletion_costs,
     findings,
     ingress,
+    instance_table,
     live_settings,
     orders,
     ownership,
@@ -196,7 +197,10 @@ def _assess(
     elif fleet is not None and fresh and fleet.as_of > 0:
         # 0: an instance that has not read the fleet yet, while Redis is away, knows of itself alone
         counters = Counters(
-            instances=fleet.totals.instances, connections=fleet.totals.connections, rooms=fleet.totals.rooms
+            instances=fleet.totals.instances,
+            connections=fleet.totals.connections,
+            rooms=fleet.totals.rooms,
+            table=instance_table.table(cluster, snapshot, fleet),
         )
     word = orders.word(
         cluster,

@@ -6,7 +6,17 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final, Literal
 
-from tableforge_operator.api import Condition, RebalanceStatus, RedisStatus, Status, WebSocketCluster, names
+from tableforge_operator.api import (
+    Condition,
+    InstanceStatus,
+    RebalanceStatus,
+    RedisStatus,
+    Status,
+    WebSocketCluster,
+    names,
+)
+from tableforge_operator.api.status import INSTANCES_SHOWN
+from tableforge_operator.decide import instance_table
 from tableforge_operator.decide.findings import Finding, legible
 from tableforge_operator.decide.snapshot import Now, Object
 
@@ -37,9 +47,6 @@ _PASSING: Final = re.compile(r"\b\d+ of \d+\b|\bpod \S+|\bused: \S+")
 """What of a message changes while the trouble stays the same."""
 
 COUNTERS_EVERY_SECONDS: Final = 30.0
-COUNTERS_MOVED: Final = 0.05
-"""By which share a counter must have moved before it is written again."""
-
 
 Aspect = tuple[Literal["True", "False", "Unknown"], str, str]
 """Status, reason and message of a condition."""
@@ -61,6 +68,8 @@ class Counters:
     instances: int
     connections: int
     rooms: int
+    table: tuple[InstanceStatus, ...] = ()
+    """All instances, fullest first."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -158,14 +167,14 @@ def counters_due(new: Counters, *, previous: Status, written_at: float | None, n
     """Whether the counters have moved far enough, and the last ones have stood long enough, to be written.
 
     The number of instances is told at once: it changes only when pods come and go, and a table that says 2
-    where 3 are ready looks like a fault.
+    where 3 are ready looks like a fault. So is what becomes of single ones, their numbers aside.
     """
-    if new.instances != previous.instances:
+    if new.instances != previous.instances or instance_table.news(new.table, previous=previous):
         return True
-    old = (previous.connections, previous.rooms)
-    moved = any(
-        before is None or abs(after - before) > COUNTERS_MOVED * before
-        for before, after in zip(old, (new.connections, new.rooms), strict=True)
+    moved = (
+        instance_table.far(new.connections, previous.connections)
+        or instance_table.far(new.rooms, previous.rooms)
+        or instance_table.moved(new.table, previous=previous)
     )
     return moved and (written_at is None or now.monotonic - written_at >= COUNTERS_EVERY_SECONDS)
 
@@ -225,6 +234,10 @@ def build(
     """The whole status. Counters that are None stay as they were."""
     previous = cluster.status
     state = (deployment or {}).get("status") or {}
+    shown, more = previous.instance_table, previous.instances_not_shown
+    if counters is not None:
+        shown = list(counters.table[:INSTANCES_SHOWN])
+        more = len(counters.table) - len(shown) or None
     return Status(
         observed_generation=cluster.generation,
         conditions=conditions,
@@ -236,6 +249,8 @@ def build(
         instances=previous.instances if counters is None else counters.instances,
         connections=previous.connections if counters is None else counters.connections,
         rooms=previous.rooms if counters is None else counters.rooms,
+        instance_table=shown,
+        instances_not_shown=more,
         url=cluster.url,
         active_track=track,
         redis=redis if redis is not None else previous.redis,

@@ -197,7 +197,10 @@ class FleetReader:
                 0 <= totals.instances <= INSTANCES_LIMIT
                 and 0 <= totals.connections <= COUNT_LIMIT
                 and 0 <= totals.rooms <= COUNT_LIMIT
-                and all(0 <= record.connections <= COUNT_LIMIT for record in fleet.instances)
+                and all(
+                    0 <= record.connections <= COUNT_LIMIT and 0 <= record.rooms <= COUNT_LIMIT
+                    for record in fleet.instances
+                )
             ):
                 failures.append(f"pod {name}: its numbers are out of bounds")
                 continue

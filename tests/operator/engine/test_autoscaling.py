@@ -562,11 +562,11 @@ def test_what_is_written_in_one_pass_is_bounded() -> None:
 
 
 def test_what_an_autoscaled_cluster_is_made_from_is_loaded() -> None:
-    found = load(
-        autoscaled(autoscaling={"targetCPUUtilization": 55}, loadBalancing={"connectionThreshold": 1})
-    )
+    balancing = {"connectionThreshold": 1, "scaleUpCooldown": "7s", "scaleDownCooldown": "9m"}
+    found = load(autoscaled(autoscaling={"targetCPUUtilization": 55}, loadBalancing=balancing))
     assert found.spec.autoscaling.target_cpu_utilization == 55
-    assert autoscaling.limits(found).threshold == 1.0
+    limits = autoscaling.limits(found)
+    assert (limits.threshold, limits.up_seconds, limits.down_seconds) == (1.0, 7, 540)
     assert found.autoscaled
     assert not load(autoscaled(replicas=0)).autoscaled
     assert found.capacity == 1000

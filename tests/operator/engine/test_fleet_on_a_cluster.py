@@ -43,7 +43,8 @@ async def test_from_waiting_for_a_secret_to_ready_to_redis_away_and_back(
             "0 of 1 instances are ready: Secret tables-jwt is missing: create it with key secret."
         )
 
-        instance.fleet = fleet(instances=1, connections=7, rooms=3)
+        name = pod["metadata"]["name"]
+        instance.fleet = fleet(names=[name], connections=7, rooms=3)
         await set_pod(kube, pod, address=address, ready=True)
         ready = await until_condition(kube, namespace, "Ready", "True")
         assert ready["observedGeneration"] == 1
@@ -51,13 +52,20 @@ async def test_from_waiting_for_a_secret_to_ready_to_redis_away_and_back(
         assert {kind["type"] for kind in now["conditions"]} == {"Ready", "RedisReady", "Balanced"}
         assert (now["instances"], now["connections"], now["rooms"]) == (1, 7, 3)
         assert (now["replicas"], now["readyReplicas"], now["activeTrack"]) == (1, 1, "a")
+        row: Object = {"name": name, "track": "a", "ready": True, "accepting": True, "draining": False}
+        row |= {"connections": 7, "rooms": 3, "version": "0.1.0"}
+
+        async def shown() -> bool:
+            return (await status(kube, namespace))["instanceTable"] == [row]
+
+        await until(shown, what="the instance has its row")
         assert now["redis"] == {"durability": "Disk", "version": "9.0.0"}
         secrets, _ = await kube.list(SECRETS, namespace)
         (fleet_secret,) = [item for item in secrets if "-fleet-" in item["metadata"]["name"]]
         key = base64.b64decode(fleet_secret["data"]["key"]).decode()
         assert set(instance.fleet_keys) == {key}
 
-        instance.fleet = fleet(redis=AWAY, instances=1, connections=7, rooms=3)
+        instance.fleet = fleet(redis=AWAY, names=[name], connections=7, rooms=3)
         away = await until_condition(kube, namespace, "RedisReady", "False", "RedisUnreachable")
         assert away["message"].startswith(AWAY.message)
         assert "spec.redis.external.host" in away["message"]
@@ -65,7 +73,7 @@ async def test_from_waiting_for_a_secret_to_ready_to_redis_away_and_back(
         assert lost["lastTransitionTime"] >= ready["lastTransitionTime"]
         await until_condition(kube, namespace, "Reconciling", "True", "RedisUnreachable")
 
-        instance.fleet = fleet(instances=1, connections=7, rooms=3)
+        instance.fleet = fleet(names=[name], connections=7, rooms=3)
         await until_condition(kube, namespace, "Ready", "True")
 
     told = [reason for reason, _ in await events(kube, namespace)]
@@ -81,17 +89,19 @@ async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(
     await kube.apply(external(namespace), field_manager="user", force=True)
     pod = await one_pod(kube, namespace)
     async with Instance(address).serving() as instance:
-        instance.fleet = fleet(instances=1, connections=100, rooms=3)
+        names = [pod["metadata"]["name"]]
+        instance.fleet = fleet(names=names, connections=100, rooms=3)
         await set_pod(kube, pod, address=address, ready=True)
         await until_condition(kube, namespace, "Ready", "True")
 
         async def told() -> bool:
-            return "Ready" in [reason for reason, _ in await events(kube, namespace)]
+            reasons = {reason for reason, _ in await events(kube, namespace)}
+            return reasons >= {"Ready", "RedisConnected"}
 
-        await until(told, what="the Event, which follows the status, is there")
+        await until(told, what="the Events, which follow the status one by one, are there")
         start = audit.position()
         asked = len(instance.fleet_keys)
-        instance.fleet = fleet(instances=1, connections=104, rooms=3)  # within 5 %
+        instance.fleet = fleet(names=names, connections=104, rooms=3)  # within 5 %
 
         async def asked_again() -> bool:
             return len(instance.fleet_keys) > asked

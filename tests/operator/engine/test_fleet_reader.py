@@ -126,6 +126,12 @@ async def record_out_of_bounds(_: web.Request) -> web.StreamResponse:
     return web.Response(body=msgspec.json.encode(msgspec.structs.replace(whole, instances=records)))
 
 
+async def record_without_bounds(_: web.Request) -> web.StreamResponse:
+    whole = fleet()
+    records = [msgspec.structs.replace(record, rooms=-1) for record in whole.instances]
+    return web.Response(body=msgspec.json.encode(msgspec.structs.replace(whole, instances=records)))
+
+
 async def bomb(_: web.Request) -> web.StreamResponse:
     response = web.Response(body=b" " * 50_000_000)
     response.enable_compression(web.ContentCoding.gzip)
@@ -134,7 +140,17 @@ async def bomb(_: web.Request) -> web.StreamResponse:
 
 @pytest.mark.parametrize(
     "handler",
-    [endless, slow, garbage, deep, of_another_shape, out_of_bounds, record_out_of_bounds, bomb],
+    [
+        endless,
+        slow,
+        garbage,
+        deep,
+        of_another_shape,
+        out_of_bounds,
+        record_out_of_bounds,
+        record_without_bounds,
+        bomb,
+    ],
     ids=lambda h: h.__name__,
 )
 async def test_a_hostile_answer_is_no_answer(

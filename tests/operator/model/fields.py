@@ -1,7 +1,13 @@
 """Which field of the CR stands for which setting of the data plane."""
 
+import re
+from collections.abc import Iterator
+from typing import Any
+
 from tableforge_dataplane.contract import settings
+from tableforge_operator.api import Duration
 from tableforge_operator.api.fields import fields_of
+from tableforge_operator.api.schema import group_schema
 from tableforge_operator.api.spec import Spec
 
 FIELDS = {setting: path for path, setting in fields_of(Spec) if setting is not None}
@@ -43,3 +49,29 @@ WITHOUT_A_FIELD = {
     "websocket.tls_key_file": "websocket.tls.secretName",
 }
 """Settings that no field stands for by itself, and what does. Those of Redis are apart."""
+
+
+def place(spec: dict[str, Any], path: str, value: Any) -> None:
+    """Set the field at `path` in a spec."""
+    *groups, field = path.split(".")
+    for group in groups:
+        spec = spec.setdefault(group, {})
+    spec[field] = value
+
+
+def placed(path: str, value: Any) -> dict[str, Any]:
+    """A spec with that one field."""
+    spec: dict[str, Any] = {}
+    place(spec, path, value)
+    return spec
+
+
+def durations() -> Iterator[tuple[str, Duration, Duration, str]]:
+    """Every field that holds a duration: its bounds, and what is said beyond them. Lists are left out."""
+    due = [("", group_schema(Spec))]
+    for path, schema in due:
+        due += [(f"{path}.{name}", below) for name, below in schema.get("properties", {}).items()]
+        for rule in schema.get("x-kubernetes-validations", ()):
+            if bounds := re.search(r"duration\('(\w+)'\) && .* <= duration\('(\w+)'\)", rule["rule"]):
+                low, high = map(Duration.parse, bounds.groups())
+                yield path.removeprefix("."), low, high, rule["message"]

@@ -15,7 +15,7 @@ from tableforge_operator.decide.resources.config_map import config_map, live_con
 from tests.operator.model import expected
 from tests.operator.model.conftest import UID
 from tests.operator.model.expected import metadata
-from tests.operator.model.fields import OTHERWISE, PLAIN, RAISED_MINIMUM
+from tests.operator.model.fields import OTHERWISE, PLAIN, RAISED_MINIMUM, place
 
 METADATA = {"name": "tables", "namespace": "games", "uid": "u-1"}
 DEFAULTS = {
@@ -178,7 +178,12 @@ def test_lists_and_groups_are_written_as_the_data_plane_reads_them(cluster):
             "publicKeys": {"configMapRef": {"name": "keys", "key": "public.pem"}},
             "issuer": "https://id.example.com/",
             "audience": "tables",
-            "defaultRights": {"join": ["lobby", "table:*"], "direct": ["**"]},
+            "defaultRights": {
+                "join": ["lobby", "table:*"],
+                "publish": ["table:*"],
+                "presence": ["lobby"],
+                "direct": ["**"],
+            },
             "apiKeySecretRef": {"name": "api"},
         },
         "rooms": {
@@ -200,8 +205,8 @@ def test_lists_and_groups_are_written_as_the_data_plane_reads_them(cluster):
     assert (found.auth.issuer, found.auth.audience) == ("https://id.example.com/", "tables")
     assert parse_rights(found.auth.default_rights) == {
         "join": ["lobby", "table:*"],
-        "publish": [],
-        "presence": [],
+        "publish": ["table:*"],
+        "presence": ["lobby"],
         "direct": ["**"],
     }
     assert found.http.api_key.file == Path("/var/run/tableforge/api/key")
@@ -258,14 +263,6 @@ def values(setting: str) -> st.SearchStrategy[Any]:
     return numbers if isinstance(default, int) else st.just(default)
 
 
-def placed(spec: dict[str, Any], path: str, value: Any) -> None:
-    *groups, field = path.split(".")
-    place = spec
-    for group in groups:
-        place = place.setdefault(group, {})
-    place[field] = value
-
-
 TRIED = {
     setting: path
     for setting, path in PLAIN.items()
@@ -277,7 +274,7 @@ TRIED = {
 def test_the_data_plane_takes_whatever_the_crd_lets_through(chosen):
     spec: dict[str, Any] = {"auth": {"required": False}, "redis": {"external": {"host": "r"}}}
     for setting, value in chosen.items():
-        placed(spec, TRIED[setting], value)
+        place(spec, TRIED[setting], value)
     found = load({"metadata": METADATA, "spec": spec}).spec
     # the CRD's rules
     security, websocket, payload = found.security, found.websocket, found.websocket.max_payload_bytes

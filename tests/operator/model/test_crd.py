@@ -14,11 +14,20 @@ from tableforge_operator.api.fields import Group, fields_of
 from tableforge_operator.api.quantities import Duration
 from tableforge_operator.api.schema import group_schema
 from tableforge_operator.api.spec import Spec
+from tests.operator.model import asserted
 from tests.operator.model.conftest import ROOT
-from tests.operator.model.fields import FIELDS, OTHERWISE, PLAIN, RAISED_MINIMUM, WITHOUT_A_FIELD
+from tests.operator.model.fields import (
+    FIELDS,
+    OTHERWISE,
+    PLAIN,
+    RAISED_MINIMUM,
+    WITHOUT_A_FIELD,
+    durations,
+)
 
 SCHEMA = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 SPEC = SCHEMA["properties"]["spec"]
+RULES = "x-kubernetes-validations"
 
 
 def everything(schema: dict[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -134,6 +143,25 @@ def test_everything_is_bounded():
             assert "maxProperties" in schema, path
         elif "x-kubernetes-int-or-string" in schema:
             assert "maxLength" in schema, path
+
+
+def test_every_refusal_is_tried():
+    """By a text that no other rule's message has, unless it has the whole of this one's."""
+    messages = {rule["message"] for _, schema in everything(SCHEMA, "") for rule in schema.get(RULES, ())} - {
+        message for *_, message in durations()
+    }
+    texts = asserted.texts()
+    untried = [
+        message
+        for message in messages
+        if not any(
+            message in text
+            or (text in message and all(message in other for other in messages if text in other))
+            for text in texts
+        )
+    ]
+    assert len(messages) > 80
+    assert untried == []
 
 
 def test_nothing_accepts_unknown_fields_unseen():

@@ -5,6 +5,9 @@ from typing import Any
 
 import pytest
 
+from tests.operator.model.fields import durations, placed
+from tests.operator.model.refusals import refusals
+
 pytestmark = pytest.mark.cluster
 
 
@@ -114,13 +117,13 @@ REFUSED = [
     ),
     pytest.param(
         cr({"redis": {"managed": {}, "external": {"host": "r"}}}),
-        "remove one of them",
+        "redis.managed and redis.external exclude each other",
         id="two kinds of Redis",
     ),
     pytest.param(
         cr({"redis": {"external": {}}}), "spec.redis.external.host: Required", id="external without host"
     ),
-    pytest.param(cr({"redis": {"keyPrefix": "a b"}}), "letters, digits or any of", id="key prefix"),
+    pytest.param(cr({"redis": {"keyPrefix": "a b"}}), "must be 1 to 200 letters", id="key prefix"),
     pytest.param(
         cr({"redis": {"durability": "Tape"}}), '"Disk", "Disk+Replica", "Memory", "Replica"', id="durability"
     ),
@@ -177,7 +180,7 @@ REFUSED = [
     ),
     pytest.param(cr({"clustering": {"maxMovesPerCycle": 1001}}), "less than or equal to 1000", id="moves"),
     pytest.param(cr({"websocket": {"port": 80}}), "greater than or equal to 1024", id="privileged port"),
-    pytest.param(cr({"websocket": {"port": 3002}}), "choose another", id="the internal port"),
+    pytest.param(cr({"websocket": {"port": 3002}}), "websocket.port 3002 is taken", id="the internal port"),
     pytest.param(
         cr({"websocket": {"pingInterval": "100ms"}}),
         "must be a duration from 1s to 1h",
@@ -192,7 +195,7 @@ REFUSED = [
     pytest.param(cr({"replicas": 1001}), "less than or equal to 1000", id="replicas"),
     pytest.param(
         cr({"security": {"maxMessagesPerMinute": 99}}),
-        "raise the one or lower the other",
+        "maxMessagesPerMinute must be at least security.maxMessagesPerSecond",
         id="rates contradict",
     ),
     pytest.param(cr({"monitoring": {"logLevel": "loud"}}), "supported values", id="log level"),
@@ -223,7 +226,9 @@ REFUSED = [
         id="Secret key",
     ),
     pytest.param(
-        cr({"redis": {"external": {"host": "redis://r"}}}), "without a scheme", id="host with a scheme"
+        cr({"redis": {"external": {"host": "redis://r"}}}),
+        "must be a host name or an address, without a scheme",
+        id="host with a scheme",
     ),
     pytest.param(cr({"redis": {"external": {"host": "r:6379"}}}), "without a port", id="host with a port"),
     pytest.param(
@@ -259,6 +264,19 @@ def test_a_wrong_value_is_refused_with_what_to_change(shared_kubectl, obj, said)
     assert said in answer.err
 
 
+def test_every_duration_keeps_to_its_bounds(shared_kubectl):
+    specs, wanted = {}, {}
+    for number, (path, low, high, message) in enumerate(durations()):
+        # the next one that can be written
+        over = f"{high.milliseconds + 1}ms" if high.seconds < 60 else f"{high.whole_seconds // 60 + 1}m"
+        for side, value in (("over", over), ("under", f"{low.milliseconds - 1}ms")):
+            if not value.startswith("-"):
+                specs[f"{side}-{number}"] = placed(path, value)
+                wanted[f"{side}-{number}"] = f'spec.{path}: Invalid value: "{value}": {message}'
+    said = refusals(shared_kubectl, specs)
+    assert {name: said[name] for name in wanted if wanted[name] not in said[name]} == {}
+
+
 CHANGES = [
     pytest.param(
         {}, EXTERNAL, "create a second WebSocketCluster and move the clients", id="to an external Redis"
@@ -275,6 +293,18 @@ CHANGES = [
     ),
     pytest.param(
         {}, managed(storage={"storageClassName": "fast"}), "redis.managed.storage", id="storage class"
+    ),
+    pytest.param(
+        managed(passwordGeneration=3),
+        managed(passwordGeneration=2),
+        "redis.managed.passwordGeneration cannot go back to a password that was given up",
+        id="former password",
+    ),
+    pytest.param(
+        managed(passwordGeneration=2),
+        {},
+        "redis.managed.passwordGeneration cannot go back to a password that was given up",
+        id="first password, unsaid",
     ),
 ]
 
@@ -367,6 +397,20 @@ def test_the_columns_show_what_the_status_says(kubectl):
     assert row.split()[:5] == ["tables", "True", "3", "0", "12"]
     assert "All 3 instances are ready." in kubectl.ok("get", "wsc", "-o", "wide")
     assert "tables" in kubectl.ok("get", "tableforge")
+
+
+def test_the_table_of_instances_is_bounded_and_may_leave_out_what_is_not_known(kubectl):
+    kubectl.ok("create", "-f", "-", stdin=cr())
+    row = {"accepting": True, "draining": False, "connections": 1, "rooms": 1, "version": "0.1.0"}
+
+    def patch(count):
+        table = [{"name": f"tables-a-abc-{number}", **row} for number in range(count)]
+        status = json.dumps({"status": {"instanceTable": table, "instancesNotShown": 10}})
+        return kubectl("patch", "wsc/tables", "--subresource=status", "--type=merge", "-p", status)
+
+    assert patch(50).code == 0
+    assert "must have at most 50 items" in patch(51).err
+    assert "Instance Table:" in kubectl.ok("describe", "wsc/tables")
 
 
 def test_a_cluster_counts_as_ready_only_once_its_generation_was_observed(kubectl):

@@ -314,3 +314,9 @@ def test_whatever_the_instances_read_from_files_is_mounted(cluster):
         "jwks-ca": "/var/run/tableforge/jwks-ca",
         "tls": "/var/run/tableforge/tls",
     }
+
+
+def test_public_keys_may_be_in_a_secret(cluster):
+    built = build(cluster({"auth": {"publicKeys": {"secretRef": {"name": "keys", "key": "public.pem"}}}}))
+    volumes = built["spec"]["template"]["spec"]["volumes"]
+    assert secret_volume("public-keys", "keys", "public.pem", "keys") in volumes

@@ -141,7 +141,7 @@ REFUSED = {
     "nothing": ({}, "must name either cidr"),
     "no-label": ({"podLabels": {}}, "must name either cidr"),
     "empty-namespace": ({"namespace": ""}, "must be a name of lower-case"),
-    "namespace": ({"namespace": "Games"}, "must be a name of lower-case"),
+    "namespace": ({"namespace": "Games"}, "must be a name of lower-case letters, digits and dashes"),
     "label": ({"podLabels": {"a b": "c"}}, "keys must be letters"),
 }
 

@@ -117,6 +117,7 @@ REFUSED = {
     "no-name": (variable(value="x"), "extraEnv[0].name: Required value"),
     "digit-first": (variable(name="1X", value="x"), "not start with a digit"),
     "dash": (variable(name="A-B", value="x"), "must be letters, digits and underscores"),
+    "ours": (variable(name="WS_PORT", value="1"), "is a variable of the data plane itself"),
     "no-value": (variable(name="A"), "must have one of value and valueFrom"),
     "two-values": (
         variable(name="A", value="", valueFrom={"secretKeyRef": {"name": "a", "key": "b"}}),

@@ -64,7 +64,10 @@ def test_taken(shared_kubectl, spec):
 REFUSED = [
     pytest.param(external(), "mode Standalone (the default) needs host", id="nowhere"),
     pytest.param(
-        external(mode="Sentinel"), "spec.redis.external.sentinel: Required value", id="no sentinels"
+        external(mode="Sentinel"),
+        "spec.redis.external.sentinel: Required value: mode Sentinel needs sentinel, with masterName and "
+        "addresses",
+        id="no sentinels",
     ),
     pytest.param(external(mode="Cluster"), "mode Cluster needs cluster, with addresses", id="no nodes"),
     pytest.param(
@@ -136,7 +139,9 @@ REFUSED = [
         id="two authorities",
     ),
     pytest.param(
-        external(host="r", tls={"serverName": "https://r"}), "must be a host name", id="server name"
+        external(host="r", tls={"serverName": "https://r"}),
+        "must be a host name or an address",
+        id="server name",
     ),
     pytest.param(
         external(host="r", tls={"clientCertificateSecretRef": {}}),

@@ -42,7 +42,10 @@ REFUSED = {
     "node-port": ({"nodePort": 30000}, "set service.type, or remove the port"),
     "policy": ({"externalTrafficPolicy": "Local"}, "set service.type, or remove it"),
     "class": ({"type": "NodePort", "loadBalancerClass": "a"}, "or remove the class"),
-    "class-name": ({"type": "LoadBalancer", "loadBalancerClass": "a b"}, "with a domain and a slash"),
+    "class-name": (
+        {"type": "LoadBalancer", "loadBalancerClass": "a b"},
+        "must be a name of letters, digits, dashes, dots and underscores",
+    ),
     "ranges": ({"loadBalancerSourceRanges": ["10.0.0.0/8"]}, "use security.networkPolicy.clients"),
     "range": (
         {"type": "LoadBalancer", "loadBalancerSourceRanges": ["10.1.0.0/8"]},

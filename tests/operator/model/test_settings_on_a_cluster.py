@@ -72,7 +72,7 @@ REFUSED = [
                 "caConfigMapRef": {"name": "a", "key": "b"},
             }
         ),
-        "exclude each other",
+        "auth.jwks.caSecretRef and auth.jwks.caConfigMapRef exclude each other",
         id="two authorities",
     ),
     pytest.param(auth(issuer="a b"), "printable ASCII", id="issuer"),
@@ -123,12 +123,20 @@ REFUSED = [
     ),
     pytest.param(cr(security={"maxConnectionsPerIP": 0}), "greater than or equal to 1", id="no connections"),
     pytest.param(cr(rooms={"logMaxMessages": 10}), "greater than or equal to 32", id="short log"),
-    pytest.param(cr(rooms={"logMaxBytes": 65536}), "at least websocket.maxPayloadBytes", id="small log"),
     pytest.param(
-        cr(rooms={"personalMaxBytes": 65536}), "at least websocket.maxPayloadBytes", id="small personal log"
+        cr(rooms={"logMaxBytes": 65536}),
+        "rooms.logMaxBytes must be at least websocket.maxPayloadBytes",
+        id="small log",
     ),
     pytest.param(
-        option(logMaxBytes=65536), "at least websocket.maxPayloadBytes", id="small log of some rooms"
+        cr(rooms={"personalMaxBytes": 65536}),
+        "rooms.personalMaxBytes must be at least websocket.maxPayloadBytes",
+        id="small personal log",
+    ),
+    pytest.param(
+        option(logMaxBytes=65536),
+        "logMaxBytes in rooms.options must be at least websocket.maxPayloadBytes",
+        id="small log of some rooms",
     ),
     pytest.param(option(logMaxMessages=1), "greater than or equal to 32", id="short log of some rooms"),
     pytest.param(option(logMaxAge="1ms"), "must be a duration from 1s", id="short life of some logs"),
