@@ -23,7 +23,7 @@ ROOMS_SWEPT: Final = 200
 HOMES_FREED_AT_ONCE: Final = 500
 
 INSTANCES_PER_CALL: Final = 100
-"""That are forgotten: with one call each a thousand of them would take a busy machine more than its ten seconds."""
+"""That are forgotten: with a call for each, a thousand take a busy machine longer than a command may."""
 
 NEVER_SEEN_KEPT: Final = 100
 """Orders and stands of instances without a record: of such as are starting again, mostly."""
