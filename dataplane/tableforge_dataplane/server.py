@@ -42,6 +42,7 @@ from tableforge_dataplane.rooms.presence import Presence
 from tableforge_dataplane.security.tokens import TokenVerifier
 from tableforge_dataplane.session.membership import Membership
 from tableforge_dataplane.session.surroundings import Surroundings
+from tableforge_dataplane.session.wall_clock import WallClock
 from tableforge_dataplane.topology.topology import topology_of
 from tableforge_dataplane.wire.compression import Encoders, offered
 from tableforge_dataplane.wire.connection import Connection, Decoder
@@ -209,6 +210,7 @@ class Server:
             timeout_seconds=settings.websocket.pong_timeout_seconds,
         )
         self._connections: set[Connection] = set()
+        self._wall_clock = WallClock(self._clock_jumped)
         self._relief = Relief(
             settings.monitoring,
             connections=self._connections,
@@ -317,6 +319,7 @@ class Server:
             self.guide.start()
         self.shedding.start()
         self._heartbeat.start()
+        self._wall_clock.start()
         self._relief.start()
         self._reporter.start()
         if self._live is not None:
@@ -441,6 +444,7 @@ class Server:
         await self._reporter.stop()
         await self._relief.stop()
         await self._heartbeat.stop()
+        self._wall_clock.stop()
         await self.room_options.stop()
         await self._hub.stop()
         await self.presence.stop()
@@ -464,6 +468,11 @@ class Server:
     def _on_homes(self) -> None:
         self.guide.changed()
         self.shedding.changed()
+
+    def _clock_jumped(self) -> None:
+        for connection in list(self._connections):
+            if connection.session is not None:
+                connection.session.clock_jumped()
 
     def _on_redis_up(self) -> None:
         self._hub.retry()

@@ -186,17 +186,20 @@ class Session(Client):
         identity = self.identity
         if identity is None or identity.expires_at == float("inf"):
             return
-        left = identity.expires_at - time.time()
-        if left > FURTHEST_TIMER_SECONDS:
-            self._timer = self.around.loop.call_later(FURTHEST_TIMER_SECONDS, self._watch_expiry)
-        else:
-            self._timer = self.around.loop.call_later(
-                max(0.0, left),
-                self._refuse_and_close,
-                "unauthorized",
-                "The token has expired: renew it with `auth` before it does.",
-                4401,
-            )
+        left = max(0.0, identity.expires_at - time.time())
+        self._timer = self.around.loop.call_later(min(left, FURTHEST_TIMER_SECONDS), self._may_have_expired)
+
+    def _may_have_expired(self) -> None:
+        if self.identity is not None and self.identity.expires_at > time.time():
+            self._watch_expiry()
+            return
+        message = "The token has expired: renew it with `auth` before it does."
+        self._refuse_and_close("unauthorized", message, 4401)
+
+    def clock_jumped(self) -> None:
+        """The wall clock goes on from elsewhere: its token expires sooner or later than the timer says."""
+        if self.identity is not None and not self.closed:
+            self._watch_expiry()
 
     # Commands
 

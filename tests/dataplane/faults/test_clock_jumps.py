@@ -1,16 +1,21 @@
-"""Redis's wall clock jumps: order, positions and acknowledgements don't depend on it."""
+"""Wall clocks jump, Redis's or an instance's: order, positions and acknowledgements don't depend on them.
+
+A token lasts until its instance's clock says so.
+"""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import jwt
 import pytest
 import redis.asyncio
 
-from tests import support
 from tests.dataplane.path.instances import Instances, Peers, until
-from tests.support.c_compiler import shared_library
+from tests.support.clock import Clock
+from tests.support.processes import DataplaneFleet
 from tests.support.redis import RedisServer
 
 ROOMY: dict[str, Any] = {
@@ -22,17 +27,9 @@ class JumpyRedis(RedisServer):
     """A server whose wall clock can be set."""
 
     def __init__(self, directory: Path) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
-        library = directory / "clock.so"
-        shared_library(Path(support.__file__).with_name("clock.c"), library)
-        self._shift = directory / "shift"
-        super().__init__(directory, environ={"LD_PRELOAD": str(library), "CLOCK_SHIFT": str(self._shift)})
-
-    def jump(self, seconds: int) -> None:
-        """From now on the clock is so far from the real one."""
-        fresh = self._shift.with_suffix(".new")
-        fresh.write_text(str(seconds))
-        fresh.replace(self._shift)
+        clock = Clock(directory)
+        self.jump = clock.jump
+        super().__init__(directory, environ=clock.environ)
 
 
 @pytest.fixture
@@ -86,3 +83,45 @@ async def test_a_clock_that_jumps_past_all_lifetimes_is_a_loss_that_is_told(
     assert (reset["room"], reset["reason"]) == ("lobby", "log_lost")
     await ada.published("lobby", "after")
     await until(lambda: one.broker.redis_state().connected)
+
+
+SECRET = "0123456789abcdef" * 4
+
+
+def bearer(expires_at: float) -> dict[str, Any]:
+    token = jwt.encode({"sub": "ada", "exp": expires_at}, SECRET, algorithm="HS256")
+    return {"additional_headers": {"Authorization": f"Bearer {token}"}}
+
+
+async def test_a_session_ends_soon_after_its_instances_clock_has_jumped_past_its_tokens_end(
+    redis_server: RedisServer, dataplane: DataplaneFleet, peers: Peers, tmp_path: Path
+) -> None:
+    clock = Clock(tmp_path / "clock")
+    [one] = await dataplane(redis_server, AUTH_REQUIRED="true", JWT_SECRET=SECRET, **clock.environ)
+    short = await peers(one, **bearer(time.time() + 3600))
+    long = await peers(one, **bearer(time.time() + 200_000))
+    nobody = await peers(one, welcome=False)
+    clock.jump(7200)
+    assert await short.closed(within=30) == 4401
+    await long.silent()
+    # who has yet to bring a token has as long for it as without a jump
+    assert (await nobody.hear_type("error", within=30))["code"] == "unauthorized"
+    assert await nobody.closed() == 4401
+    await long.silent()
+    clock.jump(300_000)
+    assert await long.closed(within=30) == 4401
+
+
+async def test_a_session_goes_on_while_its_instances_clock_that_went_back_allows_its_token(
+    redis_server: RedisServer, dataplane: DataplaneFleet, peers: Peers, tmp_path: Path
+) -> None:
+    clock = Clock(tmp_path / "clock")
+    [one] = await dataplane(redis_server, AUTH_REQUIRED="true", JWT_SECRET=SECRET, **clock.environ)
+    ada = await peers(one, **bearer(time.time() + 4))
+    clock.jump(-3600)
+    # it comes later and its token ends later than the first one's would have
+    bob = await peers(one, **bearer(time.time() - 3600 + 5))
+    assert await bob.closed(within=30) == 4401
+    await ada.silent()
+    clock.jump(0)
+    assert await ada.closed(within=30) == 4401
