@@ -49,7 +49,10 @@ SAMPLED_EVERY: Final = 16
 """Of so many publishes or deliveries one is timed: a power of two."""
 
 OTHER: Final = "other"
-"""Where the events beyond those are counted."""
+"""Where what has no label of its own is counted."""
+
+CLOSE_CODES: Final = frozenset(map(str, (*range(1000, 1016), 4400, 4401, 4403, 4408, 4429)))
+"""The WebSocket standard's and our own (docs/protocol.md)."""
 
 CONTENT_TYPE: Final = CONTENT_TYPE_PLAIN_0_0_4
 
@@ -82,6 +85,16 @@ class ReasonCounts(dict[str, int]):
     def add(self, reason: str, count: int = 1) -> None:
         """Count `count` occurrences."""
         self[reason] = self.get(reason, 0) + count
+
+
+class CloseCounts(ReasonCounts):
+    """Closes by code: a backend may choose among two thousand more, and those are counted under `other`."""
+
+    __slots__ = ()
+
+    def add(self, reason: str, count: int = 1) -> None:
+        """Count `count` closes with this code, as text."""
+        super().add(reason if reason in CLOSE_CODES else OTHER, count)
 
 
 class CallCounts(dict[tuple[str, int], int]):
@@ -162,8 +175,7 @@ class Metrics:
         """By the protocol's error code."""
         self.connections_refused = ReasonCounts()
         """At the handshake: `full`, `draining`, `unauthorized`, …"""
-        self.connections_closed = ReasonCounts()
-        """By close code, as text."""
+        self.connections_closed = CloseCounts()
         self.connections_shed = ReasonCounts()
         """Closed because the instance was under pressure: `memory`, `lag`."""
         self.messages_dropped = ReasonCounts()

@@ -80,6 +80,24 @@ def test_event_names_are_counted_one_by_one_up_to_fifty_and_none_is_lost() -> No
     assert sum(counts.values()) == metrics.messages_sent.total == 401
 
 
+def test_a_close_code_of_the_protocol_has_a_label_and_all_others_share_one() -> None:
+    protocol = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text(encoding="utf-8")
+    table = protocol.partition("## Close codes")[2].partition("\n## ")[0]
+    own = {code for row in re.findall(r"^\| ([0-9, ]+) \|", table, re.MULTILINE) for code in row.split(", ")}
+    assert own >= {"1000", "1012", "4401"}
+    metrics = Metrics()
+    for code in range(1000, 5000):
+        metrics.connections_closed.add(str(code))
+    counts = {
+        labels["code"]: value
+        for labels, value in samples(metrics)["tableforge_websocket_connections_closed_total"]
+    }
+    assert own <= set(counts)
+    assert len(counts) <= 22
+    assert sum(counts.values()) == 4000
+    assert counts["4401"] == 1
+
+
 @pytest.mark.parametrize("event", ['with "quotes"', "back\\slash", "line\nbreak", "half \ud800 pair", "Zoë"])
 def test_no_event_name_breaks_the_page(event: str) -> None:
     metrics = Metrics()

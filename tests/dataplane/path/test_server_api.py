@@ -122,6 +122,7 @@ async def test_a_user_is_disconnected_and_removed_everywhere(
     )
     assert await bob.closed() == 4000
     assert bob.socket.close_reason == "enough"
+    assert two.metrics.connections_closed == {"other": 1}
     assert (await call(one, "POST", "/api/disconnect", order))[1]["closed"] == 0
     await eve.silent()
 
