@@ -56,6 +56,7 @@ DEFAULTS = {
     "scaling.retryAttempts": "3",
     "scaling.retryDelay": "1000",
     "auth.tokenExpiry": "86400000",
+    "loadBalancing.strategy": "RoundRobin",
     "loadBalancing.maxConnectionsPerInstance": "2000",
     "performance.enableCompression": "true",
     "performance.compressionThreshold": "1024",
@@ -72,9 +73,11 @@ DEFAULTS = {
     "security.maxMessagesPerSecond": "100",
     "security.maxMessagesPerMinute": "1000",
     "security.enableConnectionLimiting": "true",
+    "security.maxConnectionsPerIP": "10",
     "security.enableDDoSProtection": "true",
     "clustering.failoverTimeout": "30000",
     "wsConfig.maxPayload": "102400",
+    "LOG_FORMAT": "json",
 }
 
 

@@ -196,6 +196,9 @@ WRONG: list[tuple[str, str, str]] = [
         "`since`",
     ),
     ('{"type":"publish","room":"lobby","event":"e","data":1,"echo":1}', "bad_frame", "`echo`"),
+    ('{"type":"publish","room":"lobby","event":"e","data":1,"volatile":1}', "bad_frame", "`volatile`"),
+    ('{"type":"auth","token":7}', "bad_frame", "`token`"),
+    ('{"type":"auth"}', "bad_frame", "`token`"),
 ]
 """A frame, the code of its error, and what the error says among other things."""
 
@@ -330,12 +333,21 @@ async def test_more_rooms_than_allowed_are_refused(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, security={"max_rooms_per_connection": 2})
-    ada = await peers(one)
+    ada, bob = await peers(one), await peers(one)
+    for room in ("a", "c"):
+        await bob.join(room)
     await ada.join("a")
     await ada.join("b")
     await ada.join("b")
     await ada.say({"type": "join", "room": "c"})
     assert (await ada.hear_type("error"))["code"] == "too_many_rooms"
+    await ada.publish("a", "still here")
+    await ada.own_messages(1)
+    (heard,) = await bob.messages(1)  # and nothing else
+    assert (heard["seq"], heard["data"]) == (1, "still here")
+    await bob.publish("c", "among ourselves")
+    await bob.own_messages(1)
+    await bob.silent()
     await ada.say({"type": "leave", "room": "a"})
     assert (await ada.hear_type("left"))["room"] == "a"
     await ada.join("c")

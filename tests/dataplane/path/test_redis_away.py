@@ -179,17 +179,22 @@ async def test_a_resend_that_nobody_can_judge_is_unknown_key(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, rooms={"log_max_messages": 32}, **FAST)
-    ada = await peers(one)
+    ada, bob = await peers(one), await peers(one)
+    await bob.join("lobby")
     since = (await ada.join("lobby"))["pos"]
     for number in range(100):
         await ada.publish("lobby", number)
     newest = (await ada.messages(100))[-1]["pos"]
+    await bob.messages(100)
     await ada.publish("lobby", "again", key="old", since=since)
     error = await ada.until("error")
     assert (error["code"], error["command"]) == ("unknown_key", "publish")
     assert "retryAfter" not in error
     await ada.silent()
     assert (await ada.published("lobby", "again", key="new", since=newest))["seq"] == 101
+    (heard,) = await bob.messages(1)  # and nothing of what was refused
+    assert (heard["seq"], heard["data"]) == (101, "again")
+    await bob.silent()
 
 
 async def test_keys_are_each_users_own(redis_server: RedisServer, instances: Instances, peers: Peers) -> None:
