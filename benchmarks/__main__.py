@@ -74,10 +74,9 @@ async def run(options: argparse.Namespace) -> Results:
     if any(one.name == contestants.OURS for one in wanted) and (
         stores.CURVE in options.only if options.only else not options.no_curves
     ):
-        say(report.DURABILITY_TITLE)
+        say("Latency against throughput on each kind of Redis")
         for store in stores.ALL:
-            if store.plotted:
-                await _durability(results, store, options.seconds)
+            await _saturation(results, store, options.seconds)
     return results
 
 
@@ -96,7 +95,7 @@ async def _store(results: Results, store: stores.Store, seconds: float) -> None:
     )
 
 
-async def _durability(results: Results, store: stores.Store, seconds: float) -> None:
+async def _saturation(results: Results, store: stores.Store, seconds: float) -> None:
     ours = next(one for one in contestants.ALL if one.name == contestants.OURS)
     found = results.curves.setdefault(stores.CURVE, {}).setdefault(store.name, [])
     try:

@@ -6,6 +6,7 @@ Nothing is installed outside that folder. What is there already, from the same v
 import asyncio
 import dataclasses
 import hashlib
+import json
 import os
 import shutil
 import time
@@ -18,6 +19,8 @@ ROOT: Final = HERE.parent / ".bench"
 
 OLDEST_NODE: Final = 20
 OLDEST_GO: Final = (1, 24)
+
+CENTRIFUGE: Final = "github.com/centrifugal/centrifuge"
 
 TIMEOUT_SECONDS: Final = 900.0
 """Of one command: a first build of the Go server takes a minute on two cores."""
@@ -51,7 +54,8 @@ async def node(say: Say) -> Installed:
         _remember(folder, source)
     else:
         _copy(source, folder)
-    return Installed(folder=folder, version=f"Node {runtime.lstrip('v')}")
+    packages = ", ".join(f"{name} {version}" for name, version in node_packages(folder).items())
+    return Installed(folder=folder, version=f"Node {runtime.lstrip('v')}, {packages}")
 
 
 async def centrifuge(say: Say) -> Installed:
@@ -67,7 +71,11 @@ async def centrifuge(say: Say) -> Installed:
         _copy(source, folder)
         await _run("go", "build", "-trimpath", "-o", "server", ".", cwd=folder)
         _remember(folder, source)
-    return Installed(folder=folder, version=f"Go {compiler.removeprefix('go')}")
+    library = await _run("go", "list", "-m", "-f", "{{.Version}}", CENTRIFUGE, cwd=folder)
+    return Installed(
+        folder=folder,
+        version=f"Go {compiler.removeprefix('go')}, centrifuge {library.strip().removeprefix('v')}",
+    )
 
 
 async def nchan(say: Say) -> Installed:
@@ -88,6 +96,15 @@ async def nchan(say: Say) -> Installed:
     packages = sorted(folder.glob("libnginx-mod-nchan_*.deb"))
     module = packages[0].name.split("_")[1].replace("%3a", ":") if packages else "unknown"
     return Installed(folder=folder, version=f"nginx {found.rpartition('/')[2].strip()}, nchan {module}")
+
+
+def node_packages(folder: Path) -> dict[str, str]:
+    """What is installed of the packages that are asked for, by name."""
+    wanted: dict[str, str] = json.loads((folder / "package.json").read_text())["dependencies"]
+    return {
+        name: json.loads((folder / "node_modules" / name / "package.json").read_text())["version"]
+        for name in wanted
+    }
 
 
 async def _version(program: str, *arguments: str, needs: str) -> str:

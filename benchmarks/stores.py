@@ -64,24 +64,46 @@ class Store:
     durability: str
     start: Callable[[], AbstractAsyncContextManager[Connected]]
     instances: int = 1
-    plotted: bool = False
-    """Whether it has a line in the plot of latency against throughput."""
 
 
 ALL: Final = (
-    Store("memory", "`Memory`, one Redis", "Memory", lambda: _alone(False), plotted=True),
-    Store("disk", "`Disk`, `appendfsync always`", "Disk", lambda: _alone(True), plotted=True),
-    Store("replica", "`Replica`, one replica", "Replica", lambda: _with_replica(False), plotted=True),
-    Store("disk-replica", "`Disk+Replica`", "Disk+Replica", lambda: _with_replica(True), plotted=True),
+    Store("memory", "`Memory`, one Redis", "Memory", lambda: _alone(False)),
+    Store("disk", "`Disk`, `appendfsync always`", "Disk", lambda: _alone(True)),
+    Store("replica", "`Replica`, one replica", "Replica", lambda: _with_replica(False)),
+    Store("disk-replica", "`Disk+Replica`", "Disk+Replica", lambda: _with_replica(True)),
     Store("memory-2", "`Memory`, one Redis, 2 instances", "Memory", lambda: _alone(False), 2),
     Store("memory-4", "`Memory`, one Redis, 4 instances", "Memory", lambda: _alone(False), 4),
-    Store("shards", "`Memory`, a Cluster of 3 shards", "Memory", _sharded, plotted=True),
+    Store("shards", "`Memory`, a Cluster of 3 shards", "Memory", _sharded),
     Store("shards-2", "`Memory`, a Cluster of 3 shards, 2 instances", "Memory", _sharded, 2),
     Store("shards-4", "`Memory`, a Cluster of 3 shards, 4 instances", "Memory", _sharded, 4),
 )
 
+
+@dataclasses.dataclass(frozen=True)
+class Plot:
+    """Latency against throughput, from half load to saturation."""
+
+    name: str
+    title: str
+    stores: tuple[str, ...]
+    """A line each."""
+
+
+PLOTS: Final = (
+    Plot(
+        "durability",
+        "Latency against throughput at each durability: 200 rooms of 5, one instance",
+        ("memory", "disk", "replica", "disk-replica"),
+    ),
+    Plot(
+        "shards",
+        "Latency against throughput on one Redis and on 3 shards: 200 rooms of 5",
+        ("memory", "memory-2", "memory-4", "shards", "shards-2", "shards-4"),
+    ),
+)
+
 CURVE: Final = "durability"
-"""Under this name the points of `saturation` are kept, by store, and their plot is drawn."""
+"""Under this name the points of `saturation` are kept, by store."""
 
 
 async def run(store: Store, ours: Contestant, seconds: float) -> Values:

@@ -1,12 +1,13 @@
 """The benchmark measures what it says of whoever is measured: tried on our own server and made-up results."""
 
 import asyncio
+import json
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
-from benchmarks import contestants, curves, plots, report, stores, workloads
+from benchmarks import contestants, curves, installation, plots, report, stores, workloads
 from benchmarks.contestants import OURS, running
 from benchmarks.installation import MissingError
 from benchmarks.load import Load, LoadError, Shape
@@ -64,6 +65,16 @@ async def test_a_server_that_closes_connections_under_load_gives_no_figure() -> 
         await load.close()
 
 
+async def test_the_packages_that_a_peer_runs_on_are_named(tmp_path: Path) -> None:
+    wanted = {"ws": "8.23.0", "@socket.io/redis-adapter": "8.3.0"}
+    (tmp_path / "package.json").write_text(json.dumps({"dependencies": wanted}))
+    for name, version in wanted.items():
+        package = tmp_path / "node_modules" / name / "package.json"
+        package.parent.mkdir(parents=True)
+        package.write_text(json.dumps({"name": name, "version": version}))
+    assert installation.node_packages(tmp_path) == wanted
+
+
 async def test_a_peer_that_cannot_be_had_is_told_with_its_reason() -> None:
     async def install(_say: object) -> contestants.Installed:
         raise MissingError("there is no `go`")
@@ -87,7 +98,17 @@ def test_ratios_are_taken_pair_by_pair() -> None:
     row = report.table(results).splitlines()[-1]
     assert "**0.50** (4.00 µs)" in row
     assert "5.00 µs = 1" in row
-    assert "≤ 0.70" in row
+    assert row.endswith("| ≤ 0.70 |")
+    for _ in range(3):
+        results.add("rooms", OURS, {"cpu_per_message": 4.0})
+        results.add("rooms", report.BASE, {"cpu_per_message": 5.0})
+    assert report.table(results).endswith("| ≤ 0.70: **missed** |")
+    # a target with a unit is about the figure itself
+    for size, target in ((15.9, "≤ 16 KB"), (16.1, "≤ 16 KB: **missed**")):
+        results.runs = {
+            "memory": {OURS: [{"memory_per_connection": size}], report.BASE: [{"memory_per_connection": 4.0}]}
+        }
+        assert report.table(results).endswith(f"| {target} |")
 
 
 def test_results_survive_being_saved(tmp_path: Path) -> None:
@@ -110,18 +131,20 @@ def test_what_was_measured_later_takes_the_place_of_the_same_and_is_told() -> No
     assert "Parts of it on tuesday (commit bbb)." in report.provenance(first)
 
 
-def test_each_durability_has_a_line_in_their_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_kind_of_redis_has_a_line_in_a_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(report, "PICTURES", tmp_path)
     results = Results(date="today", machine=MACHINE)
     results.curves[stores.CURVE] = {
-        one.name: [(100.0, {"p99_ms": 2.0}), (200.0, {"p99_ms": 4.0})] for one in stores.ALL if one.plotted
+        one.name: [(100.0, {"p99_ms": 2.0}), (200.0, {"p99_ms": 4.0})] for one in stores.ALL
     }
-    (picture,) = report.draw(results)
-    text = picture.read_text()
-    for durability in ("Memory", "Disk", "Replica", "Disk+Replica"):
-        assert f"{durability}" in text
-    assert "(missing)" not in text
-    assert f"](benchmarks/{picture.name})" in report.DOCUMENTATION.read_text()
+    durability, shards = (picture.read_text() for picture in report.draw(results))
+    for name in ("Memory", "Disk", "Replica", "Disk+Replica"):
+        assert name in durability
+    for name in ("one Redis, 2 instances", "one Redis, 4 instances", "3 shards", "3 shards, 4 instances"):
+        assert name in shards
+    assert {name for plot in stores.PLOTS for name in plot.stores} == {one.name for one in stores.ALL}
+    assert "(missing)" not in durability + shards
+    assert "](benchmarks/durability.svg)" in report.DOCUMENTATION.read_text()
 
 
 @pytest.mark.parametrize("logarithmic", [True, False])
