@@ -363,6 +363,26 @@ async def test_one_address_cannot_take_all_places_of_those_who_arrive(
     await peers(one)
 
 
+async def test_no_more_arrive_at_once_than_there_are_places_in_all(
+    redis_server: RedisServer, instances: Instances, peers: Peers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(door, "MOST_ARRIVING", 5)
+    # a balancer's address, most likely, so that none of its own limits holds
+    (one,) = await instances(redis_server)
+    ada = await peers(one)
+    writers = [(await asyncio.open_connection("127.0.0.1", one.port))[1] for _ in range(5)]
+    await until(lambda: one._door._arriving == 5)
+    assert await raw(one, HANDSHAKE) == b""
+    assert one.metrics.connections_refused["handshakes"] == 1
+    await ada.silent()
+    writers.pop().close()
+    await until(lambda: one._door._arriving == 4)
+    await peers(one)
+    assert one.metrics.connections_refused["handshakes"] == 1
+    for writer in writers:
+        writer.close()
+
+
 PROXIED = {"trusted_proxies": "127.0.0.1/32", "proxy_protocol": True}
 
 

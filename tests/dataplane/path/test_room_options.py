@@ -115,6 +115,44 @@ async def test_each_rooms_log_reaches_as_far_as_its_options_say(
     await client.aclose()
 
 
+async def test_a_rooms_log_takes_no_more_bytes_than_its_options_say(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server, **options({"pattern": "small", "logMaxBytes": 102_400}), **FAST)
+    ada = await peers(one)
+    client = redis.asyncio.Redis(host=redis_server.host, port=redis_server.port)
+    for room in ("small", "large"):
+        await ada.join(room)
+        for number in range(60):
+            await ada.publish(room, f"{number}".ljust(4000))
+        await ada.own_messages(60)
+    assert 20 <= await client.xlen("tf:tableforge:{small}:log") <= 30
+    assert await client.xlen("tf:tableforge:{large}:log") == 60
+    await client.aclose()
+
+
+async def test_who_may_see_presence_is_decided_by_room_beside_the_token(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    rules = options(
+        {"pattern": "club", "seePresence": "authenticated"}, {"pattern": "masked", "seePresence": "nobody"}
+    )
+    (one,) = await instances(redis_server, auth={"jwt_secret": Secret(value=KEY)}, **rules)
+    guest, ada = await peers(one), await peers(one, **bearer("ada"))
+    for room in ("club", "masked", "open"):
+        await ada.join(room)
+
+    async def seen(peer: Peer, room: str) -> list[str]:
+        await peer.say({"type": "presence", "id": 1, "room": room})
+        return [member["user"] for member in (await peer.hear_type("presence"))["members"]]
+
+    assert await seen(guest, "open") == await seen(ada, "open") == ["ada"]
+    assert await seen(ada, "club") == ["ada"]
+    assert "kept from you" in await refusal(guest, type="presence", room="club")
+    for peer in (guest, ada):
+        assert "kept from you" in await refusal(peer, type="presence", room="masked")
+
+
 async def test_a_volatile_room_has_no_log_no_positions_and_no_recovery(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
