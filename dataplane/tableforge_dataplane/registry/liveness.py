@@ -32,7 +32,8 @@ class Liveness:
 
     Nobody is declared dead until Redis has answered for a whole failover timeout: after it was away,
     everybody's lease has run out and everybody needs time to renew it. Nor while over half the fleet is
-    missing: then what is broken is more likely the network, Redis's clock or this instance.
+    missing or silent: then what is broken is more likely the network, Redis's clock or this instance. The silent
+    count because leases of those who fell silent together run out one after the other.
     """
 
     def __init__(self, *, failover_timeout_seconds: float, inactive_threshold_seconds: float) -> None:
@@ -61,15 +62,29 @@ class Liveness:
             monotonic - self._answering_since >= self._failover_timeout
         )
 
+    def is_silent(self, lease_seconds_left: float) -> bool:
+        """Whether who holds a lease with so much left has missed its renewals: there are six per timeout."""
+        return lease_seconds_left <= self._failover_timeout / 2
+
     def judge(
-        self, *, known: frozenset[str], leased: frozenset[str], redis_time: float, monotonic: float
+        self,
+        *,
+        known: frozenset[str],
+        leased: frozenset[str],
+        silent: frozenset[str] = frozenset(),
+        redis_time: float,
+        monotonic: float,
     ) -> Verdict:
-        """`known`: who has a record. `leased`: who holds a lease. `redis_time`: Redis's clock, seconds."""
+        """`known`: who has a record. `leased`: who holds a lease, and `silent` who of them doesn't renew it.
+
+        `redis_time`: Redis's clock, seconds.
+        """
         self.redis_answered(monotonic=monotonic)
         missing = known - leased
         self._missing_since = {name: self._missing_since.get(name, redis_time) for name in missing}
         before = self._dead & missing
-        withheld = self._withheld(known=known - before, missing=missing - before, monotonic=monotonic)
+        absent = missing - before | known & silent
+        withheld = self._withheld(known=known - before, absent=absent, monotonic=monotonic)
         dead = before if withheld else missing
         alive = leased
         if withheld:
@@ -89,8 +104,8 @@ class Liveness:
         return verdict
 
     def _withheld(
-        self, *, known: frozenset[str], missing: frozenset[str], monotonic: float
+        self, *, known: frozenset[str], absent: frozenset[str], monotonic: float
     ) -> Withheld | None:
         if not self.answering(monotonic=monotonic):
             return "redis_answers_too_briefly"
-        return "over_half_missing" if len(missing) * 2 > len(known) else None
+        return "over_half_missing" if len(absent) * 2 > len(known) else None

@@ -142,10 +142,11 @@ class Others:
         """
         stored: list[bytes] = await self._link.call(self._link.redis.hkeys(self._link.keys.records))
         known = frozenset(name.decode("utf-8", "replace") for name in stored)
-        redis_time, leases = await self._leases(sorted(known | others))
+        redis_time, leases, silent = await self._leases(sorted(known | others))
         verdict = self._liveness.judge(
             known=known,
             leased=known & frozenset(leases),
+            silent=silent,
             redis_time=redis_time,
             monotonic=time.monotonic(),
         )
@@ -183,12 +184,13 @@ class Others:
             except msgspec.MsgspecError as error:
                 # written by another version: one record less is better than no fleet
                 _log.warning("record_not_understood", of=instance, error=error)
-        redis_time, leases = await self._leases(list(records))
+        redis_time, leases, silent = await self._leases(list(records))
         leased = frozenset(name for name, boot in leases.items() if records[name].boot == boot)
         verdict = self._liveness.judge(
             # a process that holds a name's lease and hasn't written its record yet is not missing
             known=frozenset(records) - (frozenset(leases) - leased),
             leased=leased,
+            silent=silent,
             redis_time=redis_time,
             monotonic=time.monotonic(),
         )
@@ -211,8 +213,11 @@ class Others:
             ],
         )
 
-    async def _leases(self, names: list[str]) -> tuple[float, dict[str, str]]:
-        """Redis's clock, and who of `names` holds a lease with which boot id."""
+    async def _leases(self, names: list[str]) -> tuple[float, dict[str, str], frozenset[str]]:
+        """Redis's clock, who of `names` holds a lease with which boot id, and who of them is silent.
+
+        Who is silent is asked only where somebody is missing: it matters for nothing else.
+        """
         pipeline = self._link.redis.pipeline(transaction=False)
         pipeline.time()
         if names:
@@ -220,7 +225,17 @@ class Others:
         (seconds, micros), *rest = await self._link.call(pipeline.execute())
         boots: list[bytes | None] = rest[0] if rest else []
         leases = {name: boot.decode() for name, boot in zip(names, boots, strict=True) if boot is not None}
-        return float(seconds + micros / 1e6), leases
+        silent: frozenset[str] = frozenset()
+        if leases and len(leases) < len(names):
+            for name in leases:
+                pipeline.pttl(self._link.keys.lease(name))
+            left: list[int] = await self._link.call(pipeline.execute())
+            silent = frozenset(
+                name
+                for name, milliseconds in zip(leases, left, strict=True)
+                if self._liveness.is_silent(milliseconds / 1000)
+            )
+        return float(seconds + micros / 1e6), leases, silent
 
     async def _distinct_rooms(self, alive: list[_StoredRecord]) -> int:
         counts = [record.rooms for record in alive]

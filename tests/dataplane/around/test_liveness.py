@@ -27,10 +27,13 @@ class Clocked:
                 self.liveness.redis_answered(monotonic=self.now)
         self.now = end
 
-    def judge(self, known: str, leased: str, *, redis_time: float | None = None) -> Verdict:
+    def judge(
+        self, known: str, leased: str, *, silent: str = "", redis_time: float | None = None
+    ) -> Verdict:
         return self.liveness.judge(
             known=frozenset(known),
             leased=frozenset(leased),
+            silent=frozenset(silent),
             redis_time=self.now if redis_time is None else redis_time,
             monotonic=self.now,
         )
@@ -81,6 +84,21 @@ def test_over_half_missing_kills_nobody() -> None:
     clocked = Clocked()
     assert clocked.judge("abcd", "a").withheld == "over_half_missing"
     assert names(clocked.judge("abcd", "ab").dead) == "cd"
+
+
+def test_who_fell_silent_together_is_judged_together() -> None:
+    # their leases run out one after the other: each alone would be a third of the fleet, then half
+    clocked = Clocked()
+    assert clocked.judge("abc", "ab", silent="b").withheld == "over_half_missing"
+    verdict = clocked.judge("abc", "a")
+    assert (verdict.withheld, names(verdict.alive), names(verdict.dead)) == ("over_half_missing", "ab", "")
+    assert names(clocked.judge("abc", "ab").dead) == "c"
+
+
+def test_a_lease_with_half_its_time_gone_is_a_silent_ones() -> None:
+    liveness = Clocked().liveness
+    assert liveness.is_silent(TIMEOUT / 2)
+    assert not liveness.is_silent(TIMEOUT * 5 / 6)
 
 
 def test_half_missing_is_not_over_half() -> None:
