@@ -294,7 +294,7 @@ async def test_an_expired_token_is_renewed_without_losing_anything(
     tokens: list[str] = []
 
     def token() -> str:
-        tokens.append(development_token("ada", SECRET, seconds=3600 if tokens else 2))
+        tokens.append(development_token("ada", SECRET, seconds=3600 if tokens else 8))
         return tokens[-1]
 
     async def outlived() -> bool:
