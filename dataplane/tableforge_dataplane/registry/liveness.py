@@ -32,8 +32,8 @@ class Liveness:
 
     Nobody is declared dead until Redis has answered for a whole failover timeout: after it was away,
     everybody's lease has run out and everybody needs time to renew it. Nor while over half the fleet is
-    missing or silent: then what is broken is more likely the network, Redis's clock or this instance. The silent
-    count because leases of those who fell silent together run out one after the other.
+    missing or silent: then what is broken is more likely the network, Redis's clock or this instance. The
+    silent count because leases of those who fell silent together run out one after the other.
     """
 
     def __init__(self, *, failover_timeout_seconds: float, inactive_threshold_seconds: float) -> None:

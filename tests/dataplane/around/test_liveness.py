@@ -27,9 +27,7 @@ class Clocked:
                 self.liveness.redis_answered(monotonic=self.now)
         self.now = end
 
-    def judge(
-        self, known: str, leased: str, *, silent: str = "", redis_time: float | None = None
-    ) -> Verdict:
+    def judge(self, known: str, leased: str, *, silent: str = "", redis_time: float | None = None) -> Verdict:
         return self.liveness.judge(
             known=frozenset(known),
             leased=frozenset(leased),
