@@ -1,7 +1,7 @@
 """With the lease as it ships another operator leads within 15 s of a leader's last word, whenever that came.
 
-By a clock that leaps: every moment at which the standby may have looked is tried, with the longest pauses that
-it may make.
+By a clock that leaps: every moment at which the standby may have looked is tried, with the longest pauses
+that it may make.
 """
 
 import asyncio
@@ -30,6 +30,7 @@ class Server:
         self.lease: dict[str, Any] | None = None
         self.renewed_at = 0.0
         """When it was written last."""
+        self.written = asyncio.Event()
 
     async def get(self, *_: object) -> dict[str, Any]:
         await asyncio.sleep(CALL_SECONDS / 2)
@@ -53,6 +54,7 @@ class Server:
         metadata = {**obj["metadata"], "resourceVersion": str(int(version) + 1)}
         self.lease = {**obj, "metadata": metadata}
         self.renewed_at = asyncio.get_running_loop().time()
+        self.written.set()
         await asyncio.sleep(CALL_SECONDS / 2)
         return copy.deepcopy(self.lease)
 
@@ -72,9 +74,8 @@ async def taken_over_after(step: int) -> float:
     await asyncio.sleep(STEP_SECONDS * step)
     waiting = asyncio.create_task(two.acquire())
     await asyncio.sleep(3 * RETRY_SECONDS)
-    before = server.renewed_at
-    while server.renewed_at == before:
-        await asyncio.sleep(STEP_SECONDS / 5)
+    server.written.clear()
+    await server.written.wait()
     holding.cancel()  # and nothing is released, as with kill -9
     last = server.renewed_at
     await waiting
