@@ -8,13 +8,14 @@ below.
 
 import asyncio
 import contextlib
+import contextvars
 import dataclasses
 import json
 import os
 import random
 import re
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final, Self
@@ -42,6 +43,16 @@ LINE_LIMIT_BYTES: Final = 16 * 1024 * 1024
 """The longest watch event read; etcd refuses objects above 1.5 MB."""
 
 Object = dict[str, Any]
+
+
+def _nobody_waits() -> bool:
+    return False
+
+
+somebody_waits: Final[contextvars.ContextVar[Callable[[], bool]]] = contextvars.ContextVar(
+    "somebody_waits", default=_nobody_waits
+)
+"""Whether somebody waits for what a task does: its calls then go before the many for which nobody does."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -402,7 +413,7 @@ class Kube:
         }
         # A lease that expires because we save calls costs more than it saves.
         if resource is not LEASES:
-            metrics.API_WAIT_SECONDS.inc(await self._pace.wait())
+            metrics.API_WAIT_SECONDS.inc(await self._pace.wait(urgent=somebody_waits.get()()))
         code = 0
         started = time.monotonic()
         try:

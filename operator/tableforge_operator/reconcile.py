@@ -4,6 +4,7 @@ import asyncio
 import collections
 import dataclasses
 import datetime as dt
+import functools
 import logging
 import math
 import random
@@ -38,6 +39,7 @@ from tableforge_operator.kube import (
     NamespaceTerminatingError,
     NotFoundError,
     TooManyRequestsError,
+    somebody_waits,
 )
 from tableforge_operator.observe.classes import Classes
 from tableforge_operator.observe.fleet import Addressees, FleetReader, addressees
@@ -162,6 +164,7 @@ class Reconciler:
     async def _work(self, urgent_only: bool) -> None:
         while True:
             key = await self.queue.take(urgent_only=urgent_only)
+            somebody_waits.set(functools.partial(self.queue.is_urgent, key))
             started = time.monotonic()
             outcome = "failed"
             try:

@@ -110,8 +110,11 @@ class WorkQueue(Generic[Key]):
             await self._sleep(self._later[0][0] - now if self._later else None)
 
     def is_urgent(self, key: Key) -> bool:
-        """Whether the turn that `take` gave for this key is urgent."""
-        return self._working.get(key, False)
+        """Whether somebody waits for the turn that `take` gave for this key, or for the one after it."""
+        if self._working.get(key, False):
+            return True
+        wish = self._wishes.get(key)
+        return wish is not None and wish.urgent
 
     def done(self, key: Key) -> None:
         """The turn that `take` gave is over."""

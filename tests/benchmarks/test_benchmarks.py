@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import contestants, curves, installation, plots, report, stores, workloads
+from benchmarks import contestants, curves, installation, operators, plots, report, stores, workloads
 from benchmarks.contestants import OURS, running
 from benchmarks.installation import MissingError
 from benchmarks.load import Load, LoadError, Shape
@@ -173,3 +173,12 @@ def test_the_documentation_has_a_picture_for_every_curve_and_marks_for_the_table
     assert page.count("<!-- measured -->\n") == page.count("<!-- /measured -->") == 1
     for curve in curves.ALL:
         assert f"](benchmarks/{curve.name}.svg)" in page
+
+
+def test_a_run_of_many_clusters_fails_beyond_what_is_promised() -> None:
+    good: dict[str, float] = {"quiet_writes": 0, "memory_highest_mb": 300, "change_median_seconds": 1}
+    assert set(good) <= {name for name, _, _ in operators.ROWS}
+    assert operators.beyond({"runs": {"50": good, "500": good}}) == []
+    for name, value in good.items():
+        (line,) = operators.beyond({"runs": {"50": good, "500": {**good, name: value + 1}}})
+        assert line.startswith("500 clusters: ")

@@ -105,6 +105,13 @@ class Children:
             elif (refusal := _not_ours(live, wanted.obj, cluster)) is not None:
                 return self._refused(wanted.obj, wanted.digest, *refusal, memory=memory)
             else:
+                if wanted.reason == "Missing" and _is_as_applied(memory.applied.get(key), wanted, live):
+                    # It is there, without the label by which it is watched: an edit like any other.
+                    wanted = dataclasses.replace(wanted, reason="Drifted")
+                    repaired = memory.repairs.get(key)
+                    if repaired is not None and asyncio.get_running_loop().time() < repaired.retry_at:
+                        self._store.put(live, notify=False)
+                        return Outcome(key=key, result="unchanged")
                 after = await self._apply_over(wanted, live)
                 result = _result(wanted, live, after)
         except (ConflictError, InvalidError, ForbiddenError, NotFoundError, ServerError) as error:
@@ -386,6 +393,11 @@ def _not_taken(claim: Object, cluster: Object) -> tuple[RefusalReason, str]:
 def _exactly(obj: Object) -> dict[str, Any]:
     metadata = obj["metadata"]
     return {"uid": metadata["uid"], "resourceVersion": metadata["resourceVersion"]}
+
+
+def _is_as_applied(before: Applied | None, wanted: Apply, live: Object) -> bool:
+    """Whether it is the object that was applied last, and nothing else is wanted of it by now."""
+    return before is not None and (before.uid, before.digest) == (live["metadata"]["uid"], wanted.digest)
 
 
 def _result(wanted: Apply, live: Object, after: Object) -> Result:

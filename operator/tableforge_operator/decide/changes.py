@@ -1,7 +1,7 @@
 """What to create and apply so that the children are as rendered: nothing, where they are."""
 
 import dataclasses
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Literal
 
 from tableforge_operator.decide import ownership, repairs
@@ -54,7 +54,21 @@ def applies(
         why = due_reason(key, wanted, snapshot, now) or ("Drifted" if amiss(obj) else None)
         if why is not None:
             found.append(Apply(obj=obj, digest=wanted, reason=why))
-    return tuple(found)
+    # What a restart finds as it should be comes last: nobody waits for that.
+    return tuple(sorted(found, key=lambda item: item.reason == "Adopted" and _as_asked(item, snapshot)))
+
+
+def _as_asked(item: Apply, snapshot: Snapshot) -> bool:
+    """Whether nothing seems to change by it. (Where the API server writes a value otherwise, it seems to.)"""
+    return _contains(snapshot.children[item.key], item.obj)
+
+
+def _contains(live: Any, wanted: Any) -> bool:
+    if isinstance(wanted, Mapping) and isinstance(live, Mapping):
+        return all(name in live and _contains(live[name], value) for name, value in wanted.items())
+    if isinstance(wanted, list) and isinstance(live, list):
+        return len(live) == len(wanted) and all(map(_contains, live, wanted))
+    return bool(live == wanted)
 
 
 def withdrawals(rendered: Iterable[dict[str, Any]], *, snapshot: Snapshot, now: Now) -> tuple[Object, ...]:

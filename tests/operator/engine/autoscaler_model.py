@@ -32,6 +32,9 @@ class Autoscaler:
     def sync(self, now: float, size: int, utilization: Mapping[str, float]) -> int:
         """The new size. `utilization` is in percent of the requests, by resource."""
         low, high = self.spec["minReplicas"], self.spec["maxReplicas"]
+        if not self.recommendations:
+            # It begins with the size that it finds, which so counts for a whole window.
+            self.recommendations.append((now, size))
         if size > high or size < low:
             wanted = min(max(size, low), high)
         else:

@@ -8,6 +8,7 @@ from devcluster.cluster import Devcluster
 from tableforge_operator.kube import CLUSTERS, Kube, Object, resource_of
 from tests.operator.engine.clusters import (
     CHILDREN,
+    ENVIRONMENT,
     children,
     created,
     events,
@@ -19,6 +20,22 @@ from tests.operator.engine.clusters import (
 from tests.operator.engine.operators import REPOSITORY, AuditLog, Operators, kubectl, until
 
 pytestmark = pytest.mark.cluster
+
+MANAGED_BY = "app.kubernetes.io/managed-by"
+EVERYTHING: dict[str, Any] = {
+    "autoscaling": {"enabled": True, "maxReplicas": 3},
+    "ingress": {"host": "tables.example"},
+}
+OF_EVERYTHING = (
+    ("networking.k8s.io/v1", "Ingress", "tables"),
+    ("autoscaling/v2", "HorizontalPodAutoscaler", "tables"),
+)
+EDITS: dict[str, Any] = {
+    "StatefulSet": {"spec": {"replicas": 3}},
+    "Service": {"spec": {"selector": {"app.kubernetes.io/component": "another"}}},
+    "HorizontalPodAutoscaler": {"spec": {"maxReplicas": 9}},
+}
+"""What somebody changes of each kind besides a label."""
 
 
 async def apply_as(kube: Kube, manager: str, obj: Object) -> Object:
@@ -165,20 +182,93 @@ async def test_replicas_scaled_on_the_deployment_go_back_to_the_clusters(
     await until(scaled, what="two replicas")
 
 
+async def test_each_child_that_is_edited_is_set_back(
+    kube: Kube, namespace: str, operators: Operators
+) -> None:
+    await operators()
+    await apply_as(kube, "user", manifest(namespace, **EVERYTHING))
+    await created(kube, namespace)
+    before = {_id(obj): obj for obj in await _all_children(kube, namespace)}
+    assert len(before) == len(CHILDREN) + len(OF_EVERYTHING)
+    for obj in before.values():
+        edit = {**EDITS.get(obj["kind"], {}), "metadata": {"labels": {MANAGED_BY: "meddler"}}}
+        if obj["kind"] == "ConfigMap" and not obj.get("immutable"):
+            edit["data"] = dict.fromkeys(obj["data"], "edited")
+        resource = resource_of(obj["apiVersion"], obj["kind"])
+        await kube.merge(resource, namespace, obj["metadata"]["name"], edit, field_manager="kubectl-edit")
+
+    async def edited() -> list[tuple[str, str]]:
+        now = {_id(obj): obj for obj in await _all_children(kube, namespace)}
+        return [key for key, obj in before.items() if key not in now or not _as_before(now[key], obj)]
+
+    async def set_back() -> bool:
+        return not await edited()
+
+    try:
+        await until(set_back, what="every child is as it was", seconds=60)
+    except AssertionError as error:
+        raise AssertionError(f"still edited: {await edited()}") from error
+    again = {_id(obj): obj["metadata"]["uid"] for obj in await _all_children(kube, namespace)}
+    assert again == {key: obj["metadata"]["uid"] for key, obj in before.items()}, "none was made anew"
+
+
+def _as_before(now: Object, before: Object) -> bool:
+    if now["metadata"]["labels"] != before["metadata"]["labels"]:
+        return False
+    edited = EDITS.get(before["kind"], {}).get("spec", {})
+    return now.get("data") == before.get("data") and all(
+        now["spec"][part] == before["spec"][part] for part in edited
+    )
+
+
 async def test_deleted_children_are_created_again(kube: Kube, namespace: str, operators: Operators) -> None:
     await operators()
-    await apply_as(kube, "user", manifest(namespace))
-    made = await created(kube, namespace)
+    await apply_as(kube, "user", manifest(namespace, **EVERYTHING))
+    await created(kube, namespace)
+    made = await _all_children(kube, namespace)
+    assert len(made) == len(CHILDREN) + len(OF_EVERYTHING)
     first = {_id(obj): obj["metadata"]["uid"] for obj in made}
     for obj in made:
         resource, metadata = resource_of(obj["apiVersion"], obj["kind"]), obj["metadata"]
         await kube.delete(resource, namespace, metadata["name"], uid=metadata["uid"])
 
     async def again() -> bool:
-        now = {_id(obj): obj["metadata"]["uid"] for obj in await children(kube, namespace)}
+        now = {_id(obj): obj["metadata"]["uid"] for obj in await _all_children(kube, namespace)}
         return len(now) == len(first) and not set(now.values()) & set(first.values())
 
     await until(again, what="all children are there again")
+
+
+async def test_objects_of_somebody_else_by_all_childrens_names_are_left_alone(
+    kube: Kube, namespace: str, operators: Operators
+) -> None:
+    operator = await operators()
+    cluster = await apply_as(kube, "user", manifest(namespace, **EVERYTHING))
+    await created(kube, namespace)
+    assert await operator.child.stop() == 0
+    made = []
+    for obj in await _all_children(kube, namespace):
+        # From now on they are nobody's.
+        resource, name = resource_of(obj["apiVersion"], obj["kind"]), obj["metadata"]["name"]
+        theirs = {"metadata": {"ownerReferences": None}}
+        made.append(await kube.merge(resource, namespace, name, theirs, field_manager="user"))
+    await kube.delete(CLUSTERS, namespace, "tables", uid=cluster["metadata"]["uid"])
+    # The name of an environment tells of whose it is.
+    before = {_id(obj): _given(obj) for obj in made if not obj["metadata"]["name"].startswith(ENVIRONMENT)}
+    assert len(before) == len(CHILDREN) - 1 + len(OF_EVERYTHING)
+    await apply_as(kube, "user", manifest(namespace, **EVERYTHING))
+    await operators()
+    stalled = await until_condition(kube, namespace, "Stalled", "True", "NameConflict")
+    told = stalled["message"]
+    assert [f"{kind} {name}" for kind, name in before if f"{kind} {name}" not in told] == []
+    now = {_id(obj): _given(obj) for obj in await _all_children(kube, namespace)}
+    assert {key: now.get(key) for key in before} == before
+
+
+def _given(obj: Object) -> Object:
+    """What somebody gave it, and no controller."""
+    metadata = {part: obj["metadata"].get(part) for part in ("uid", "labels", "ownerReferences")}
+    return {"metadata": metadata, "data": obj.get("data"), "spec": obj.get("spec")}
 
 
 async def test_a_foreign_object_by_a_childs_name_is_left_alone(
@@ -242,6 +332,12 @@ async def test_a_paused_cluster_is_not_written(
         return bool(now["spec"]["replicas"] == 3)
 
     await until(goes_on, what="three replicas once it goes on")
+
+
+async def _all_children(kube: Kube, namespace: str) -> list[Object]:
+    """Those of a cluster with EVERYTHING."""
+    more = [await find(kube, version, kind, namespace, name) for version, kind, name in OF_EVERYTHING]
+    return [*await children(kube, namespace), *(obj for obj in more if obj is not None)]
 
 
 async def _ours(kube: Kube, namespace: str) -> list[Object]:

@@ -9,17 +9,21 @@ import dataclasses
 import itertools
 import math
 import random
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final
 
 import pytest
 
 from tableforge_operator.api import load
 from tableforge_operator.decide import deletion_costs
 from tableforge_operator.decide.autoscaling import limits, next_floor
+from tableforge_operator.decide.plan import decide
 from tableforge_operator.decide.resources.floor import Floor
 from tableforge_operator.decide.resources.horizontal_pod_autoscaler import horizontal_pod_autoscaler
+from tableforge_operator.decide.snapshot import Snapshot
 from tests.operator.engine.autoscaler_model import SYNC_SECONDS, Autoscaler
-from tests.operator.engine.snapshots import at, cluster
+from tests.operator.engine.snapshots import SECRETS, at, cluster, settled, with_fleet, with_workloads
+from tests.operator.engine.test_any_world import carried_out
 
 LOOK_SECONDS: Final = 12
 STEP_SECONDS: Final = 3
@@ -163,3 +167,95 @@ def test_a_fleet_follows_a_day_without_going_back_and_forth(
     # The emptiest instances go, and only after the load did: no more than there were at the peak, and a half.
     assert day.moved <= 1.5 * day.peak
     assert day.cost_writes <= 100
+
+
+CHANGED_LOOK_SECONDS: Final = 60
+"""A whole decision costs more than a floor alone."""
+DEPLOYMENT: Final = ("Deployment", "tables-a")
+AUTOSCALER: Final = ("HorizontalPodAutoscaler", "tables")
+ON: Final[Mapping[str, Any]] = {"enabled": True, "maxReplicas": 20}
+CHANGES: Final[Mapping[int, Mapping[str, Any]]] = {
+    6: {"replicas": 5},
+    11: {"replicas": 12, "autoscaling": {"enabled": False}},
+    14: {"replicas": 12, "autoscaling": ON},
+    15: {"replicas": 3},
+    21: {"replicas": 14, "autoscaling": {"enabled": False}},
+    22: {"replicas": 3, "autoscaling": ON},
+}
+"""By the hour: `kubectl scale`, and a size that is a person's for a while and then the autoscaler's again."""
+
+
+def live_with_changes(
+    seed: int, changes: Mapping[int, Mapping[str, Any]]
+) -> tuple[Day, dict[int, list[int]]]:
+    """A day through `decide` itself; with it the sizes before each change and nine minutes after it."""
+    rng, day, around = random.Random(seed), Day(), {hour: list[int]() for hour in changes}
+    spec: dict[str, Any] = {"replicas": 3, "autoscaling": ON, "websocket": {"maxConnections": CAPACITY}}
+    snapshot = settled(Snapshot(cluster=cluster(**spec)), now=at(0))
+    snapshot = _sized(snapshot, 3)
+    autoscaler: Autoscaler | None = None
+    pods = [Pod(ready_at=0) for _ in range(3)]
+    for second in range(0, DAY_SECONDS, STEP_SECONDS):
+        ready = [pod for pod in pods if pod.ready_at <= second]
+        _come_and_go(rng, ready, second, 0.02, day)
+        connections = sum(pod.connections for pod in pods)
+        day.peak = max(day.peak, connections)
+        if second % 3600 == 0 and second // 3600 in changes:
+            spec |= changes[second // 3600]
+            generation = snapshot.cluster["metadata"]["generation"] + 1
+            asked = cluster(generation=generation, status=snapshot.cluster.get("status"), **spec)
+            snapshot = dataclasses.replace(snapshot, cluster=asked)
+        if second % CHANGED_LOOK_SECONDS == 0:
+            now = at(second)
+            snapshot = with_fleet(
+                with_workloads(snapshot, ready=len(ready), total=len(pods)), now=now, connections=connections
+            )
+            for _ in range(4):
+                plan = decide(snapshot, now, secrets=SECRETS)
+                snapshot = carried_out(snapshot, plan, now=now)
+                if not plan.changes_objects and plan.status is None:
+                    break
+            if plan.floor is not None and (not day.floors or day.floors[-1] != plan.floor.replicas):
+                day.floors.append(plan.floor.replicas)
+        if second % SYNC_SECONDS == 0:
+            hpa = snapshot.children.get(AUTOSCALER)
+            if hpa is None:
+                autoscaler = None
+            else:
+                autoscaler = autoscaler or Autoscaler({})
+                autoscaler.spec = hpa["spec"]
+                usage = {"cpu": 5 + 0.02 * connections / max(1, len(ready)), "memory": 30.0}
+                snapshot = _sized(snapshot, autoscaler.sync(second, len(pods), usage))
+            size = snapshot.children[DEPLOYMENT]["spec"]["replicas"]
+            if size < len(pods):
+                _mark(pods, day)
+                _leave(rng, pods, size, second, day)
+            pods += [Pod(ready_at=second + START_SECONDS) for _ in range(size - len(pods))]
+            day.sizes.append(len(pods))
+            for hour, sizes in around.items():
+                if -SYNC_SECONDS <= second - 3600 * hour <= 540:
+                    sizes.append(len(pods))
+    return day, around
+
+
+def _sized(snapshot: Snapshot, size: int) -> Snapshot:
+    children = dict(snapshot.children)
+    live = children[DEPLOYMENT]
+    children[DEPLOYMENT] = {**live, "spec": {**live["spec"], "replicas": size}}
+    return dataclasses.replace(snapshot, children=children)
+
+
+def test_a_day_on_which_people_scale_and_take_over_the_size_has_no_dip() -> None:
+    day, around = live_with_changes(5, CHANGES)
+    assert day.refused == 0, "there is room for everybody at every moment"
+    assert day.moved <= 1.5 * day.peak
+    for hour, (before, *after) in around.items():
+        assert min(after) >= min(before, CHANGES[hour]["replicas"]), hour
+        if "autoscaling" in CHANGES[hour]:
+            assert min(after) >= before, f"{hour}: nobody is sent away by whose size it is"
+    # The day itself turns five times, and each change may turn it once more.
+    assert reversals(day.sizes) <= 5 + len(CHANGES)
+    assert reversals(day.floors) <= 5 + len(CHANGES)
+    assert len(day.floors) <= 30 + len(CHANGES)
+    assert min(day.sizes) == 3
+    assert max(day.sizes) == 14, "as a person asked"

@@ -143,6 +143,8 @@ async def test_a_killed_leader_is_replaced_once_its_lease_has_run_out(
     silence = dt.datetime.fromisoformat(after["acquireTime"]) - dt.datetime.fromisoformat(before["renewTime"])
     print(f"led again {took:.1f} s after the kill, {silence.total_seconds():.1f} s after the last renewal")
     assert silence.total_seconds() > LEASE_SECONDS - 0.5, "nobody leads while the other one still may"
+    # By its numbers within 14 s (test_takeover.py); what is more is the machine's.
+    assert took < 30, took
     await until_condition(kube, namespace, "Ready", "False", "RollingOut", seconds=60)
 
 

@@ -179,3 +179,18 @@ async def test_overtaken_wishes_do_not_pile_up() -> None:
         assert await queue.take() == "a"
         queue.done("a")
     assert len(queue._later) < 200
+
+
+async def test_a_turn_that_runs_is_urgent_from_when_somebody_asks() -> None:
+    queue: WorkQueue[str] = WorkQueue()
+    queue.add("a")
+    assert await queue.take() == "a"
+    assert not queue.is_urgent("a")
+    queue.add("a", delay_seconds=60)
+    assert not queue.is_urgent("a")
+    queue.add("a", urgent=True)
+    assert queue.is_urgent("a")
+    queue.done("a")
+    assert await queue.take(urgent_only=True) == "a"
+    queue.done("a")
+    assert not queue.is_urgent("a")
