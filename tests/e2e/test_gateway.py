@@ -7,7 +7,7 @@ import json
 import os
 import random
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -59,17 +59,6 @@ async def url(
     await kubectl("delete", "-n", gateway.NAMESPACE, f"gateway/{namespace}", f"secret/{namespace}")
 
 
-async def until(amiss: Callable[[], Awaitable[object]], what: str, *, seconds: float = 90) -> None:
-    """Ask again and again what is still amiss, until nothing is."""
-    found: object = None
-    try:
-        async with asyncio.timeout(seconds):
-            while found := await amiss():  # noqa: ASYNC110  (these things are asked, they don't tell)
-                await asyncio.sleep(0.25)
-    except TimeoutError:
-        pytest.fail(f"{what}: never so, but {found}")
-
-
 async def served(url: str) -> None:
     """Wait until the gateway leads there: to whoever isn't known it says 404, and a client takes its word."""
     address = url.replace("wss://", "https://")
@@ -79,7 +68,7 @@ async def served(url: str) -> None:
         async with aiohttp.ClientSession() as http, http.get(address, ssl=context) as answer:
             return None if answer.status == 426 else (answer.status, await answer.text())
 
-    await until(amiss, f"{url} is served")
+    await changes.until(amiss, f"{url} is served")
 
 
 def test_the_kinds_are_those_that_traefik_was_built_with() -> None:
@@ -264,13 +253,14 @@ class Tables:
             nonlocal homes
             known, ready = await instances.homes(), await instances.ready()
             homes = {room: home for room, home in known.items() if home in ready and room in self.ledgers}
-            return {
+            away = {
                 room: (known.get(room), ledger.present)
                 for room, ledger in self.ledgers.items()
                 if set(ledger.present.values()) != {homes.get(room)}
             }
+            return away or None
 
-        await until(elsewhere, "all members are at their tables' homes")
+        await changes.until(elsewhere, "all members are at their tables' homes")
         return homes
 
 
@@ -285,7 +275,7 @@ async def routed(kubectl: Kubectl, namespace: str, instances: Instances) -> None
         return None if told == {name: f"/i/{name}/ws" for name in ready} else told
 
     await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/tables", "--timeout=120s")
-    await until(amiss, "three instances have addresses")
+    await changes.until(amiss, "three instances have addresses")
 
 
 async def test_clients_follow_their_tables_through_the_gateway(
@@ -340,7 +330,7 @@ async def test_clients_follow_their_tables_through_the_gateway(
             ready = await instances.ready()
             return ready if len(ready) != 2 else None
 
-        await until(too_many, "two instances are left")
+        await changes.until(too_many, "two instances are left")
         left = await tables.at_home(instances)
         stayed = {room: home for room, home in moved.items() if home in await instances.ready()}
         assert len(stayed) < TABLES, "nobody had to go"
@@ -353,7 +343,7 @@ async def test_clients_follow_their_tables_through_the_gateway(
         async def unnoticed() -> object:
             return None if tables.lost_connections > lost else "nobody noticed"
 
-        await until(unnoticed, "clients notice a crash")
+        await changes.until(unnoticed, "clients notice a crash")
         await tables.at_home(instances)
 
 
@@ -408,7 +398,7 @@ async def says(kubectl: Kubectl, namespace: str, *words: str) -> None:
         text = f"{found.get('reason')}: {found.get('message')}"
         return None if found.get("status") == "False" and all(word in text for word in words) else text
 
-    await until(otherwise, f"Ready says {words}")
+    await changes.until(otherwise, f"Ready says {words}")
 
 
 async def test_a_gateway_that_does_not_take_the_routes_is_named_with_its_words(
@@ -432,8 +422,8 @@ async def test_a_gateway_that_does_not_take_the_routes_is_named_with_its_words(
 
     async def still_told() -> object:
         told = {one.instance: one.address for one in (await instances.fleet()).instances}
-        return {name: address for name, address in told.items() if address is not None}
+        return {name: address for name, address in told.items() if address is not None} or None
 
-    await until(still_told, "no instance has an address")
+    await changes.until(still_told, "no instance has an address")
     await kubectl("apply", "-n", namespace, "-f", "-", stdin=manifest(namespace))
     await routed(kubectl, namespace, instances)

@@ -110,21 +110,11 @@ async def all_open(tables: Tables) -> None:
     await until(kept, "all instances are open")
 
 
-async def to_one_side(kubectl: Kubectl, namespace: str, tables: Tables) -> tuple[str, str]:
+async def to_one_side(tables: Tables) -> tuple[str, str]:
     """Close one instance to new clients; gives those that are open and closed."""
     hot, cold = sorted(await tables.instances())
     await tables.annotate(f"pod/{cold}", "tableforge.io/cordon=true")
-
-    async def led_to() -> object:
-        """Where the Service leads: it learns of a label some time after the pod has it."""
-        slices = await kubectl.json(
-            *("get", "endpointslices", "-n", namespace, "-l", "kubernetes.io/service-name=tables")
-        )
-        ends = [end for one in slices["items"] for end in one["endpoints"] or ()]
-        found = {end["targetRef"]["name"] for end in ends if end["conditions"]["ready"]}
-        return None if found == {hot} else found
-
-    await until(led_to, f"new clients come to {hot} alone")
+    await tables.lead_to({hot})
     assert await tables.closed() == {cold}
     return hot, cold
 
@@ -177,7 +167,7 @@ async def test_a_leader_that_stands_still_is_replaced_and_comes_too_late(
 ) -> None:
     other = await operators(leads=False)
     plans = len(await tables.told("RebalanceStarted"))
-    hot, cold = await to_one_side(kubectl, namespace, tables)
+    hot, cold = await to_one_side(tables)
     async with crowd(await tables.url(), "stopped", clients=MANY) as clients:
         await plan_under_way(tables, clients, hot, cold, "now-stopped")
         before = await lease(kubectl)
@@ -271,10 +261,10 @@ async def test_clients_of_an_evicted_pod_are_elsewhere_before_it_ends(
 
 
 async def test_while_it_is_paused_nothing_is_written_and_afterwards_all_open_again(
-    devcluster: Devcluster, kubectl: Kubectl, namespace: str, operator: Operator, tables: Tables
+    devcluster: Devcluster, namespace: str, operator: Operator, tables: Tables
 ) -> None:
     audit = AuditLog(devcluster.audit_log, namespace)
-    hot, cold = await to_one_side(kubectl, namespace, tables)
+    hot, cold = await to_one_side(tables)
     async with crowd(await tables.url(), "paused") as clients:
         await plan_under_way(tables, clients, hot, cold, "now-paused")
         await tables.annotate("wsc/tables", "tableforge.io/paused=true")

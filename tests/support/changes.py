@@ -10,6 +10,7 @@ import pytest
 
 from demo import stage
 from demo.kubectl import Kubectl
+from tableforge_client import connect
 from tests.support.crowd import Crowd
 
 THRESHOLD: Final = 0.3
@@ -71,8 +72,25 @@ class Tables:
         cluster = await self._kubectl.json("get", *self._in, "wsc/tables")
         return {row["name"]: row for row in cluster["status"]["instanceTable"]}
 
+    async def lead_to(self, instances: set[str]) -> None:
+        """Wait until new clients come to each of these, and to no other.
+
+        The Service follows a label some time after the pod has it, and nothing says when. It leads to one
+        after the other: so many more than there are instances have seen all.
+        """
+        url, there_are = await self.url(), len(await self.instances())
+
+        async def others() -> object:
+            found: set[str | None] = set()
+            for _ in range(2 * there_are):
+                async with connect(url) as newcomer:
+                    found.add(newcomer.instance)
+            return None if found == instances else found
+
+        await until(others, f"new clients come to {sorted(instances)}")
+
     async def closed(self) -> set[str]:
-        """The instances that the Service sends no new clients to."""
+        """The instances whose label keeps the Service from sending new clients to them."""
         return {
             name
             for name, pod in (await self.instances()).items()
@@ -114,11 +132,11 @@ class Tables:
 
 
 async def until(amiss: Callable[[], Awaitable[object]], what: str, *, seconds: float = 120) -> None:
-    """Ask again and again what is still amiss, until nothing is."""
+    """Ask again and again what is still amiss, until that is None."""
     found: object = None
     try:
         async with asyncio.timeout(seconds):
-            while found := await amiss():  # noqa: ASYNC110  (these things are asked, they don't tell)
+            while (found := await amiss()) is not None:  # noqa: ASYNC110  (it is asked, it doesn't tell)
                 await asyncio.sleep(0.3)
     except TimeoutError:
         pytest.fail(f"{what}: never so, but {found}")
