@@ -18,6 +18,12 @@ KEYS = RegistryKeys("test")
 
 LEASE_MS = 3_600_000
 
+WHOLE_DIRECTORY = (
+    *("homes", "homes-of:instance-1", "places", "stands", "leaving"),
+    *("moved", "orders", "sheds", "fence", "swept"),
+)
+"""The names of all its keys."""
+
 
 def settings_for(**environ: str) -> Settings:
     return environment.read({"TABLEFORGE_REDIS_KEY_PREFIX": "test", **environ})

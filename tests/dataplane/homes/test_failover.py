@@ -9,7 +9,7 @@ import pytest
 from tableforge_dataplane.contract.endpoints import FLEET_COMMANDS_PATH, FLEET_PATH
 from tableforge_dataplane.contract.fleet import Forget, InstanceOrder, Orders, RoomMove
 from tableforge_dataplane.homes.homes import Notice
-from tests.dataplane.homes.directories import KEYS, Directories
+from tests.dataplane.homes.directories import KEYS, WHOLE_DIRECTORY, Directories
 from tests.dataplane.homes.fleets import KEY, QUICK, agreed, command, enter, fleet, kill
 from tests.dataplane.path.instances import Instances, Peers, until
 from tests.support.processes import DataplaneFleet
@@ -377,20 +377,7 @@ async def test_nonsense_in_the_directory_fails_no_join_and_is_repaired(
     enter(ROOMS, one, two)
     await until(lambda: agreed(ROOMS, one, two) is not None)
     redis = look.redis
-    for number, name in enumerate(
-        (
-            "homes",
-            "homes-of:instance-1",
-            "places",
-            "stands",
-            "leaving",
-            "moved",
-            "orders",
-            "sheds",
-            "fence",
-            "swept",
-        )
-    ):
+    for number, name in enumerate(WHOLE_DIRECTORY):
         key = KEYS.directory(name)
         await redis.delete(key)
         await (redis.set(key, "nonsense") if value == "string" else redis.rpush(key, "x"))

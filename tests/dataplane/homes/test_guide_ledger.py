@@ -13,7 +13,7 @@ import msgspec
 
 from tableforge_dataplane.contract.endpoints import FLEET_COMMANDS_PATH
 from tableforge_dataplane.contract.fleet import FleetAnswer, FleetCommand, Move, RoomMove
-from tests.dataplane.homes.directories import KEYS, Directories
+from tests.dataplane.homes.directories import KEYS, WHOLE_DIRECTORY, Directories
 from tests.dataplane.path.instances import Peer, Peers, until
 from tests.support.ledger import Ledger
 from tests.support.processes import DataplaneFleet, DataplaneProcess
@@ -228,4 +228,52 @@ async def test_the_clients_of_an_instance_that_leaves_go_straight_to_their_rooms
     verdict = ledger.check()
     assert not verdict.broken, verdict.describe()
     assert not verdict.unknown, verdict.describe()
+    assert ledger.reconnects == 0
+
+
+async def test_nonsense_in_the_directory_costs_no_message(
+    redis_server: RedisServer, dataplane: DataplaneFleet, look: Directories
+) -> None:
+    environ = {
+        **GATEWAY,
+        # soon repaired; and who is led about meanwhile is led at once
+        "HEARTBEAT_INTERVAL": "500",
+        "TABLEFORGE_ROLLOUT_MAX_RECONNECTS_PER_SECOND": "100",
+    }
+    instances = await dataplane(redis_server, 2, **environ)  # type: ignore[arg-type]
+    await all_take_rooms(look, 2)
+    urls = [one.url for one in instances]
+    async with Ledger(
+        urls, members=12, rooms=6, seed=3, membership=one_room_each, backoff_base=0.05
+    ) as ledger:
+        rooms = one_room_each(ledger.book.members, ledger.book.rooms)
+        await everybody_home(ledger, look, rooms)
+        over = asyncio.Event()
+        talking = asyncio.create_task(ledger.talk(per_second=100, until=over))
+        for number, name in enumerate(WHOLE_DIRECTORY):
+            key = KEYS.directory(name)
+            await look.redis.delete(key)
+            await (look.redis.set(key, "nonsense") if number % 2 else look.redis.rpush(key, "x"))
+            await ledger.more(20)
+        over.set()
+        await talking
+
+        async def readable() -> bool:
+            kinds = [await look.redis.type(KEYS.directory(name)) for name in WHOLE_DIRECTORY[:2]]
+            return kinds == [b"hash", b"set"]
+
+        await eventually(readable)
+        await everybody_home(ledger, look, rooms)
+
+        async def repaired() -> bool:
+            return await look.index() == await look.homes()
+
+        await eventually(repaired)
+        await ledger.settle(timeout_seconds=30)
+        await ledger.read_logs()
+    verdict = ledger.check()
+    assert not verdict.broken, verdict.describe()
+    assert not verdict.unknown, verdict.describe()
+    assert not verdict.resets, verdict.describe()
+    assert verdict.acknowledged >= 20 * len(WHOLE_DIRECTORY)
     assert ledger.reconnects == 0
