@@ -121,8 +121,8 @@ def manifest(namespace: str, **routing: Any) -> str:
                 "auth": {"required": False, "apiKeySecretRef": {"name": "api-key"}},
                 "redis": {"managed": {"persistence": {"onDelete": "Delete"}}},
                 "loadBalancing": {"strategy": "RoundRobin"},
-                # what moves here is what the test moves
-                "clustering": {"enableLoadRebalancing": False},
+                # what moves here is what the test moves; and no lease runs out in a test's time
+                "clustering": {"enableLoadRebalancing": False, "failoverTimeout": "10m"},
                 "routing": {
                     "mode": "Gateway",
                     "gateway": {
@@ -299,7 +299,7 @@ async def test_clients_follow_their_tables_through_the_gateway(
         assert led, "nobody had to be moved"
         assert all(urlsplit(address).path == f"/i/{home}/ws" for address, home in led), led
 
-        # a pod is gone without a word
+        # a pod is gone without a word of its own, but with one of Kubernetes
         victim = homes["table-1:1"]
         its_own = ("service,httproute", "-n", namespace, "-l", f"tableforge.io/instance={victim}")
         assert len((await kubectl("get", *its_own, "-o", "name")).split()) == 2
