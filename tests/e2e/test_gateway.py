@@ -413,17 +413,32 @@ async def test_a_gateway_that_does_not_take_the_routes_is_named_with_its_words(
     await routed(kubectl, namespace, instances)
     await served(url)
 
-    # where nothing leads any more, nobody is sent
-    elsewhere = {"hostnames": ["elsewhere.test"]}
-    await kubectl("apply", "-n", namespace, "-f", "-", stdin=manifest(namespace, **elsewhere))
-    await says(
-        kubectl, namespace, "RouteRefused", f"{gateway.NAMESPACE}/{namespace}", "NoMatchingListenerHostname"
-    )
+    # where nothing leads any more, nobody is sent; who is there stays, and goes on
+    async with Ledger(url, members=3, rooms=3, seed=1) as ledger:
+        over = asyncio.Event()
+        talking = asyncio.create_task(ledger.talk(per_second=10, until=over))
+        elsewhere = {"hostnames": ["elsewhere.test"]}
+        await kubectl("apply", "-n", namespace, "-f", "-", stdin=manifest(namespace, **elsewhere))
+        await says(
+            kubectl,
+            namespace,
+            "RouteRefused",
+            f"{gateway.NAMESPACE}/{namespace}",
+            "NoMatchingListenerHostname",
+        )
 
-    async def still_told() -> object:
-        told = {one.instance: one.address for one in (await instances.fleet()).instances}
-        return {name: address for name, address in told.items() if address is not None} or None
+        async def still_told() -> object:
+            told = {one.instance: one.address for one in (await instances.fleet()).instances}
+            return {name: address for name, address in told.items() if address is not None} or None
 
-    await changes.until(still_told, "no instance has an address")
-    await kubectl("apply", "-n", namespace, "-f", "-", stdin=manifest(namespace))
-    await routed(kubectl, namespace, instances)
+        await changes.until(still_told, "no instance has an address")
+        await kubectl("apply", "-n", namespace, "-f", "-", stdin=manifest(namespace))
+        await routed(kubectl, namespace, instances)
+        over.set()
+        await talking
+        await ledger.settle(timeout_seconds=30)
+    verdict = ledger.check()
+    assert not verdict.broken, verdict.describe()
+    assert not verdict.unknown, verdict.describe()
+    assert not verdict.resets, verdict.describe()
+    assert verdict.acknowledged
