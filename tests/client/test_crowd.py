@@ -19,13 +19,13 @@ def test_the_count_of_a_window() -> None:
 
 def test_a_few_rooms_are_full_and_none_is_empty() -> None:
     members, rooms = [f"m{n}" for n in range(50)], [f"r{n}" for n in range(100)]
-    found = skewed(members, rooms, joins=4, seed=1)
+    found = skewed(members, rooms, joins=[4], seed=1)
     sizes = [sum(room in joined for joined in found.values()) for room in rooms]
     assert all(len(set(joined)) == len(joined) == 4 for joined in found.values())
     assert min(sizes) == 1
     assert sizes[0] == max(sizes) > 4 * sizes[20]
-    assert found == skewed(members, rooms, joins=4, seed=1)
-    assert skewed(["m"], ["r"], joins=4, seed=1) == {"m": ["r"]}
+    assert found == skewed(members, rooms, joins=[4], seed=1)
+    assert skewed(["m"], ["r"], joins=[4], seed=1) == {"m": ["r"]}
 
 
 def test_too_many_at_once_are_found_and_named() -> None:

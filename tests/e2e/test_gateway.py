@@ -358,7 +358,7 @@ async def test_rooms_move_to_where_load_is_less(kubectl: Kubectl, namespace: str
         "clustering": {
             "rebalanceInterval": "10s",
             "failoverTimeout": "5s",
-            "rebalanceThreshold": changes.CERTAINLY,
+            "rebalanceThreshold": changes.THRESHOLD,
         },
         "rollout": {"maxReconnectsPerSecond": per_second, "drainTimeout": "16s"},
     }
@@ -367,7 +367,7 @@ async def test_rooms_move_to_where_load_is_less(kubectl: Kubectl, namespace: str
     await routed(kubectl, namespace, Instances(kubectl, namespace))
     await served(url)
     # each in one room, so that all can be at their rooms' homes
-    async with Crowd(url, clients=90, rooms=45, joins=1, seed=seed, per_second=30) as crowd:
+    async with Crowd(url, clients=90, rooms=45, joins=(1,), seed=seed, per_second=30) as crowd:
         change = changes.Changes(tables, crowd, random.Random(seed))
         await change.even(3)
 

@@ -17,7 +17,7 @@ from devcluster import Devcluster
 from tableforge_dataplane.contract.fleet import Shed
 from tableforge_operator.observe.fleet import Addressees, FleetReader
 from tests.operator.engine.operators import AuditLog, Operator, Operators, service_account_kubeconfig
-from tests.support.changes import CERTAINLY, CYCLES, THRESHOLD, Tables, until
+from tests.support.changes import CYCLES, THRESHOLD, Tables, until
 from tests.support.crowd import Crowd
 
 MANY: Final = 32
@@ -81,7 +81,7 @@ async def tables(kubectl: Kubectl, namespace: str, operator: Operator) -> Tables
         "auth": {"required": False},
         "redis": {"managed": {"persistence": {"onDelete": "Delete"}}},
         "scaling": {"heartbeatInterval": "3s", "cleanupInterval": "2s"},
-        "clustering": {"rebalanceInterval": "10s", "failoverTimeout": "10s", "rebalanceThreshold": CERTAINLY},
+        "clustering": {"rebalanceInterval": "10s", "failoverTimeout": "10s", "rebalanceThreshold": THRESHOLD},
         "rollout": {"maxReconnectsPerSecond": PER_SECOND, "drainTimeout": "16s"},
     }
     manifest = {

@@ -1,8 +1,12 @@
 """A cluster that is changed and broken under a crowd, and whose load becomes even again."""
 
 import asyncio
+import datetime as dt
 import json
+import math
+import os
 import random
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -13,13 +17,36 @@ from demo.kubectl import Kubectl
 from tableforge_client import connect
 from tests.support.crowd import Crowd
 
-THRESHOLD: Final = 0.3
-"""What the spread has to come below, counted at the clients."""
-CERTAINLY: Final = 0.25
-"""`clustering.rebalanceThreshold` for it: the operator acts on what is certainly above that, so that what is
-just above has its time."""
+THRESHOLD: Final = 0.25
+"""`clustering.rebalanceThreshold`: what the spread has to come down to, counted at the clients too."""
+HEARTBEAT_SECONDS: Final = 3
+INTERVAL_SECONDS: Final = 10
+READING_SECONDS: Final = 4 * HEARTBEAT_SECONDS
+"""How long two readings take at most: each waits for all records, and then for the operator to look."""
+PLAN_SECONDS: Final = 8 * HEARTBEAT_SECONDS + 2 * INTERVAL_SECONDS
+"""How long one takes at most: eight heartbeats, and twice what as many clients need as an interval bears."""
 CYCLES: Final = 2
 """Within so many plans load is even again, whatever happened."""
+PLANNED_WITHIN_SECONDS: Final = INTERVAL_SECONDS + READING_SECONDS + PLAN_SECONDS + READING_SECONDS
+"""When the second of two plans begins at the latest: one interval, one plan, and the readings before each."""
+
+FULL: Final = os.environ.get("TABLEFORGE_FAULTS") == "full"
+CLIENTS: Final = 600 if FULL else 150
+RECONNECTS_PER_SECOND: Final = 40 if FULL else 10
+FAULTS: Final = 6 if FULL else 1
+"""At each number of instances."""
+QUICK: Final = {
+    "scaling": {"heartbeatInterval": f"{HEARTBEAT_SECONDS}s", "cleanupInterval": "2s"},
+    "clustering": {
+        "rebalanceInterval": f"{INTERVAL_SECONDS}s",
+        "failoverTimeout": "5s",
+        "rebalanceThreshold": THRESHOLD,
+    },
+    "rollout": {"maxReconnectsPerSecond": RECONNECTS_PER_SECOND, "drainTimeout": "16s"},
+    # so that in the end all of it can be read again
+    "rooms": {"logMaxMessages": 100_000, "logMaxBytes": 64 * 1024 * 1024},
+}
+"""What a cluster that is changed has in its spec."""
 
 
 class Tables:
@@ -170,6 +197,29 @@ class Changes:
         else:
             stage.kill_server(victim)
 
+    async def grow_shrink_and_break(self) -> None:
+        """From 3 to 5 and to 2, with faults in the middle of it and afterwards."""
+        await self.even(3)
+        await self._tables.wait("--for=condition=Balanced")
+
+        await self.begin("from 3 to 5")
+        await self._tables.scale(5)
+        await self.planning()
+        await self.break_one()  # in the middle of it
+        await self.even(5)
+        for _ in range(FAULTS - 1):
+            await self.break_one()
+            await self.even(5)
+
+        await self.begin("from 5 to 2")
+        await self._tables.scale(2)
+        await self.even(2)
+        for _ in range(FAULTS):
+            await self.break_one()
+            await self.even(2)
+        await self._tables.wait("--for=condition=Balanced")
+        await self._tables.wait("--for=condition=Ready")
+
     async def planning(self) -> None:
         """Wait until a plan is under way."""
 
@@ -179,18 +229,27 @@ class Changes:
 
         await until(idle, f"{self._what}: a plan is under way")
 
-    async def even(self, instances: int) -> None:
-        """Wait until so many instances share all clients evenly, and nothing is under way."""
+    async def even(self, instances: int, *, led: bool = True) -> None:
+        """Wait until so many instances share all clients evenly, and nothing is under way.
+
+        The last plan for it began soon after the change was over: all instances there, and all clients. But
+        not where nobody led for a while.
+        """
+        over: float | None = None
 
         async def uneven() -> object:
+            nonlocal over
             ready, found = await self._tables.instances(), self._crowd.connections()
             status = await self._tables.rebalance()
             spread = self._crowd.spread(ready)
             here = sum(found[name] for name in ready)
+            if over is None and len(ready) == instances and here == self._crowd.size:
+                over = time.time()
             if (
                 len(ready) == instances
                 and here == self._crowd.size
                 and spread <= THRESHOLD
+                and status.get("spread", math.inf) <= THRESHOLD
                 and status.get("phase") != "Rebalancing"
             ):
                 return None
@@ -200,3 +259,8 @@ class Changes:
         plans = (await self._tables.told("RebalanceStarted"))[self._plans_before :]
         print(f"  even again: {dict(self._crowd.connections())}, {len(plans)} plans: {plans}")
         assert len(plans) <= CYCLES, f"{self._what}: {plans}"
+        assert over is not None
+        if plans:
+            last = dt.datetime.fromisoformat((await self._tables.rebalance())["lastPlanAt"]).timestamp()
+            print(f"  the last one began {last - over:.0f} s after the change was over")
+            assert not led or last - over <= PLANNED_WITHIN_SECONDS, self._what

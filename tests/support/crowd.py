@@ -39,18 +39,26 @@ def most_within(times: Sequence[float], seconds: float) -> int:
     return found
 
 
-def skewed(members: Sequence[str], rooms: Sequence[str], *, joins: int, seed: int) -> dict[str, list[str]]:
+def fullest(times: Sequence[float]) -> dict[float, int]:
+    """The most of the times in each of the windows."""
+    return {seconds: most_within(times, seconds) for seconds in WINDOWS_SECONDS}
+
+
+def skewed(
+    members: Sequence[str], rooms: Sequence[str], *, joins: Sequence[int], seed: int
+) -> dict[str, list[str]]:
     """Which rooms each member is in: the second is about half as full as the first, the third a third, and
     so on.
 
-    Beside those each has a share of all rooms to itself, so that none is empty.
+    Beside those each has a share of all rooms to itself, so that none is empty. `joins`: of how many rooms
+    the first member is at least, the second, and so on, over and over.
     """
     rng = random.Random(seed)
     weights = [1 / place for place in range(1, len(rooms) + 1)]
     found = {}
     for place, member in enumerate(members):
         joined = dict.fromkeys(rooms[place :: len(members)])
-        while len(joined) < min(joins, len(rooms)):
+        while len(joined) < min(joins[place % len(joins)], len(rooms)):
             joined[rng.choices(rooms, weights)[0]] = None
         found[member] = list(joined)
     return found
@@ -84,10 +92,10 @@ class Crowd:
         rooms: int,
         seed: int,
         per_second: float,
-        joins: int = 4,
+        joins: Sequence[int] = (4,),
         **client_options: Any,
     ) -> None:
-        """`per_second`: messages, of all clients together. `joins`: rooms of each client, at least."""
+        """`per_second`: messages, of all clients together. `joins`: see `skewed`."""
         self.ledger = Ledger(
             url,
             members=clients,
@@ -154,13 +162,21 @@ class Crowd:
 
     def hurried(self, *, per_second: int) -> list[str]:
         """Where more clients were sent elsewhere at once than may be; empty where that never was."""
-        times = self.sent_elsewhere()
         found = []
-        for seconds in WINDOWS_SECONDS:
-            most, may = most_within(times, seconds), per_second * (seconds + HELD_SECONDS + LATE_SECONDS)
+        for seconds, most in fullest(self.sent_elsewhere()).items():
+            may = per_second * (seconds + HELD_SECONDS + LATE_SECONDS)
             if most > may:
                 found.append(f"{most} within {seconds:g} s, {may:g} are allowed")
         return found
+
+    def judge_moves(self, *, per_second: int) -> None:
+        """`judge`, and that many moved, no more than so many a second, and that a fault met some."""
+        told, elsewhere = self.judge(), self.sent_elsewhere()
+        print(f"{self.ledger.reconnects} connections lost, {len(elsewhere)} clients sent elsewhere; {told}")
+        print(f"at most {fullest(elsewhere)}, by the length of the window in seconds")
+        assert not self.hurried(per_second=per_second)
+        assert len(elsewhere) >= self.size / 3, "hardly anybody had to move"
+        assert self.ledger.reconnects, "no fault met a client"
 
     def judge(self) -> str:
         """Assert that every promise was kept; afterwards. Returns it in a line."""
