@@ -1,6 +1,7 @@
 """Redis answers and refuses: full, without a disk, without replicas, read-only. And the circuit breakers."""
 
 import asyncio
+import itertools
 import json
 import time
 import urllib.request
@@ -329,6 +330,36 @@ async def test_the_queue_is_looked_at_no_more_often_than_was_set(
     await ada.publish("lobby", "thrice tried")
     assert (await ada.hear_type("error"))["code"] == "unavailable"
     assert asyncio.get_running_loop().time() - began >= 1.1
+    await admin.aclose()
+
+
+async def test_attempts_are_as_many_as_was_set_and_each_waits_longer(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    """`retryAttempts` and `retryDelay`: doubled each time, less up to half of it by chance."""
+    attempts, delay = 4, 0.1
+    admin = admin_of(redis_server)
+    (one,) = await instances(
+        redis_server,
+        scaling={"retry_attempts": attempts, "retry_delay_seconds": delay},
+        performance={"queue_flush_interval_seconds": 0.01},
+    )
+    ada = await peers(one)
+    await ada.join("lobby")
+    await admin.config_set("min-replicas-to-write", 1)
+    async with admin_of(redis_server).monitor() as monitor:
+        await ada.publish("lobby", "again and again")
+        assert (await ada.hear_type("error"))["code"] == "unavailable"
+        await admin.echo("that is all")
+        times = []
+        async for seen in monitor.listen():
+            if "that is all" in seen["command"]:
+                break
+            if "again and again" in seen["command"]:
+                times.append(seen["time"])
+    assert len(times) == attempts + 1
+    for attempt, (before, after) in enumerate(itertools.pairwise(times)):
+        assert after - before >= delay * 2**attempt / 2, attempt
     await admin.aclose()
 
 
