@@ -19,9 +19,9 @@ IMAGES: dict[str, Any] = {
 BACKOFF_SECONDS = 2
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def cluster() -> Iterator[Devcluster]:
-    """A cluster with a node that the tests of this folder share."""
+    """A cluster with a node that the tests of this folder share; it goes with the last of them."""
     yield from running(Devcluster(images=IMAGES, agent_arguments=[f"--backoff-initial={BACKOFF_SECONDS}"]))
 
 

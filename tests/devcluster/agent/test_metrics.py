@@ -47,9 +47,20 @@ def test_top_shows_what_the_processes_of_a_pod_use(kubectl: Kubectl) -> None:
     eventually(lambda: "burns" not in top(kubectl), within_seconds=PATIENCE_SECONDS)
 
 
-def test_an_autoscaler_follows_the_load_up_and_down(kubectl: Kubectl) -> None:
+@pytest.mark.parametrize(
+    ("resource", "busy"),
+    [
+        ("cpu", "while [ ! -e /page/quiet ]; do :; done"),
+        (
+            "memory",
+            "held=$(head -c 32000000 /dev/zero | tr '\\0' x); while [ ! -e /page/quiet ]; do sleep 0.2; done",
+        ),
+    ],
+    ids=["cpu", "memory"],
+)
+def test_an_autoscaler_follows_the_load_up_and_down(kubectl: Kubectl, resource: str, busy: str) -> None:
     requests = {"requests": {"cpu": "20m", "memory": "16Mi"}}
-    script = "while [ ! -e /page/quiet ]; do :; done; exec sleep 1000"
+    script = f"{busy}; exec sleep 1000"
     volume = {"name": "page", "configMap": {"name": "page", "optional": True}}
     container = shell(script, resources=requests, volumeMounts=[{"name": "page", "mountPath": "/page"}])
     kubectl.apply(deployment("web", container, replicas=1, volumes=[volume]))
@@ -66,7 +77,7 @@ def test_an_autoscaler_follows_the_load_up_and_down(kubectl: Kubectl) -> None:
                     {
                         "type": "Resource",
                         "resource": {
-                            "name": "cpu",
+                            "name": resource,
                             "target": {"type": "Utilization", "averageUtilization": 50},
                         },
                     }

@@ -149,7 +149,7 @@ def test_volumes_are_shared_in_a_pod_and_tmp_is_not(kubectl: Kubectl) -> None:
     mount = {"volumeMounts": [{"name": "shared", "mountPath": "/tmp/shared", "subPath": "a/b"}]}
     one = shell("touch /tmp/own; echo hello > /tmp/shared/word; exec sleep 1000", name="one", **mount)
     script = (
-        "until [ -e /tmp/shared/word ]; do sleep 0.1; done; cat /tmp/shared/word; "
+        "until [ -s /tmp/shared/word ]; do sleep 0.1; done; cat /tmp/shared/word; "
         "[ -e /tmp/own ] || echo private; exec sleep 1000"
     )
     two = shell(script, name="two", **mount)
