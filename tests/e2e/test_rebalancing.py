@@ -84,7 +84,7 @@ def named(clients: list[Client], instance: str) -> list[Client]:
 
 async def test_what_people_ask_of_it_is_done_and_said(kubectl: Kubectl, namespace: str) -> None:
     tables = Tables(kubectl, namespace)
-    per_second = 2
+    per_second = 1
     await tables.apply(
         manifest(
             # so that nothing happens but what is asked for
