@@ -32,24 +32,17 @@ def pytest_configure() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-LONGEST_FIRST = (
-    "tests/e2e/",
-    "tests/operator/engine/",
-    "tests/devcluster/",
-    "tests/dataplane/faults/",
-    "tests/dataplane/homes/",
-    "tests/dataplane/topologies/",
-    "tests/client",
-)
-"""Where files take minutes. Of several processes none should be left alone with one of them at the end."""
+WITH_CLUSTERS = ("tests/e2e/", "tests/operator/engine/", "tests/devcluster/", "tests/operator/model/")
+"""Folders whose tests start clusters. Even idle a cluster takes a share of the machine, so they come late;
+those whose files take minutes first: of several processes none should be left alone with one."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """In that order; within a folder as ever."""
+    """Folders without clusters, then those; within a folder as ever."""
 
     def place(item: pytest.Item) -> int:
-        folders = (place for place, folder in enumerate(LONGEST_FIRST) if item.nodeid.startswith(folder))
-        return next(folders, len(LONGEST_FIRST))
+        folders = (place for place, folder in enumerate(WITH_CLUSTERS) if item.nodeid.startswith(folder))
+        return next(folders, -1)
 
     items.sort(key=place)
 

@@ -2,16 +2,24 @@
 
 import asyncio
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
 
 import pytest
 
 from demo import stage
 from demo.kubectl import Kubectl
 from devcluster import Devcluster
+from devcluster.pytest_plugin import running
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
+def devcluster(devcluster_images: Mapping[str, Any]) -> Iterator[Devcluster]:
+    """A cluster for this folder only: idle it would slow the others down."""
+    yield from running(Devcluster(images=devcluster_images))
+
+
+@pytest.fixture(scope="package")
 def kubectl(devcluster: Devcluster) -> Kubectl:
     """kubectl as the cluster's admin; the operator runs from here on."""
     kubectl = Kubectl(devcluster.kubeconfig)
