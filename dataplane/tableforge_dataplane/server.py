@@ -47,6 +47,7 @@ from tableforge_dataplane.topology.topology import topology_of
 from tableforge_dataplane.wire.compression import Encoders, offered
 from tableforge_dataplane.wire.connection import Connection, Decoder
 from tableforge_dataplane.wire.door import Door
+from tableforge_dataplane.wire.frames import count
 from tableforge_dataplane.wire.handshake import Admission, Handshake
 from tableforge_dataplane.wire.heartbeat import Heartbeat
 from tableforge_dataplane.wire.leaving import REASON, Departure
@@ -566,8 +567,8 @@ class Server:
     def slow(self, connection: Connection) -> None:
         """From a connection."""
         self.metrics.slow_consumers += 1
-        if connection.session is not None and (frames := connection.session.outlet.waiting_frames):
-            self.metrics.messages_dropped.add("slow_consumer", frames)
+        if connection.session is not None and (frames := connection.session.outlet.frames):
+            self.metrics.messages_dropped.add("slow_consumer", count(frames))
 
     def lost(self, connection: Connection) -> None:
         """From a connection."""

@@ -46,6 +46,24 @@ def free_port(host: str = "127.0.0.1") -> int:
     raise RuntimeError(f"no free port found on {host} in 200 tries")
 
 
+def free_ports(count: int, host: str = "127.0.0.1") -> int:
+    """The first of so many free ports in a row."""
+    for _ in range(50):
+        first = free_port()
+        probes = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
+        try:
+            for place, probe in enumerate(probes):
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((host, first + place))
+        except OSError:
+            continue
+        finally:
+            for probe in probes:
+                probe.close()
+        return first
+    raise RuntimeError(f"no {count} free ports in a row found on {host} in 50 tries")
+
+
 class Child:
     """One running process, with everything it prints in `log`."""
 

@@ -103,9 +103,7 @@ class Supervisor:
         self._answered: set[str] = set()
         """Who has ever answered."""
         self._ending = asyncio.Event()
-        websocket = settings.websocket
-        self._host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(websocket.host, websocket.host)  # noqa: S104
-        self._scheme = "https" if websocket.tls_cert_file else "http"
+        self._scheme = "https" if settings.websocket.tls_cert_file else "http"
 
     async def run(self) -> int:
         """Keep them until SIGTERM or SIGINT; 0 where all ended as they should."""
@@ -218,7 +216,12 @@ class Supervisor:
         host = self._settings.websocket.host
         host = {"0.0.0.0": "localhost", "::": "localhost", "": "localhost"}.get(host, host)  # noqa: S104
         scheme = "wss" if self._scheme == "https" else "ws"
-        return f"{scheme}://{f'[{host}]' if ':' in host else host}:{place.port}{WS_PATH}"
+        return f"{scheme}://{_bracketed(host)}:{place.port}{WS_PATH}"
+
+    def _health_url(self, place: Place) -> str:
+        host = self._settings.websocket.host
+        host = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}.get(host, host)  # noqa: S104
+        return f"{self._scheme}://{_bracketed(host)}:{place.port}{HEALTH_PATH}"
 
     async def _watch(
         self, place: Place, process: asyncio.subprocess.Process, http: aiohttp.ClientSession
@@ -248,10 +251,14 @@ class Supervisor:
             )
 
     async def _health(self, place: Place, http: aiohttp.ClientSession) -> str | None:
-        url = f"{self._scheme}://{self._host}:{place.port}{HEALTH_PATH}"
         try:
             # over TLS it is ours all the same: we only ask whether it lives
-            async with http.get(url, ssl=False) as response:
+            async with http.get(self._health_url(place), ssl=False) as response:
                 return msgspec.json.decode(await response.read(), type=_Health).status
         except (aiohttp.ClientError, OSError, TimeoutError, msgspec.DecodeError):
             return None
+
+
+def _bracketed(host: str) -> str:
+    """As it stands in a URL."""
+    return f"[{host}]" if ":" in host else host

@@ -176,6 +176,7 @@ class Metrics:
         self.connections_refused = ReasonCounts()
         """At the handshake: `full`, `draining`, `unauthorized`, …"""
         self.connections_closed = CloseCounts()
+        """Closes begun here; a client's own are not among them."""
         self.connections_shed = ReasonCounts()
         """Closed because the instance was under pressure: `memory`, `lag`."""
         self.messages_dropped = ReasonCounts()
@@ -270,7 +271,7 @@ class _InstanceCollector(Collector):
         )
         yield self._counter(
             "tableforge_websocket_connections_closed",
-            "Connections closed, by close code.",
+            "Closes of connections that the instance began, by close code.",
             "code",
             metrics.connections_closed,
         )

@@ -318,6 +318,9 @@ class Hub:
             _log.error("time_malformed", ts=entry.ts[:32])
 
     def _spread_but(self, room: Room, entries: list[Entry], but: Outlet | None) -> None:
+        self._bursts += 1
+        if self._bursts & TIMED == 1:
+            self._time(entries[-1])
         for encoder, outlets in room.groups.items():
             data = encoder.messages(room.name, entries)
             for outlet in outlets:

@@ -57,10 +57,8 @@ class Turn:
         for outlet in dirty:
             data = outlet.first
             if data:
-                outlet.first = b""
                 more = outlet.more
                 if more is not None:
-                    outlet.more = None
                     data = b"".join((data, *more))
                 try:
                     outlet.write(data)
@@ -68,6 +66,10 @@ class Turn:
                     # the event loop's, for a socket that is on its way out: the others must get theirs
                     outlet.close()
                     _log.warning("write_failed", error=error)
+                # only now: a socket that this was too much for still sees what it was
+                outlet.first = b""
+                if more is not None:
+                    outlet.more = None
 
 
 class Outlet:
@@ -112,17 +114,18 @@ class Outlet:
         return waiting if self.more is None else waiting + sum(map(len, self.more))
 
     @property
-    def waiting_frames(self) -> int:
-        """How many writes' worth of this turn's frames wait."""
-        return bool(self.first) + (0 if self.more is None else len(self.more))
+    def frames(self) -> bytes:
+        """This turn's, those included that are being written."""
+        return b"".join((self.first, *(self.more or ())))
 
     def flush(self) -> None:
         """Write now what waits: something else is to follow it directly."""
         if self.first:
-            data = b"".join((self.first, *(self.more or ())))
-            self.first = b""
-            self.more = None
-            self.write(data)
+            try:
+                self.write(self.frames)
+            finally:
+                self.first = b""
+                self.more = None
 
     def close(self) -> None:
         """What comes from now on is dropped."""

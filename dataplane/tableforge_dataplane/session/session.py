@@ -27,7 +27,7 @@ from tableforge_dataplane.session.limits import BadFrames, CommandRate
 from tableforge_dataplane.session.looking import presence
 from tableforge_dataplane.session.membership import Membership
 from tableforge_dataplane.session.publishing import Publishing
-from tableforge_dataplane.session.surroundings import Surroundings, Voice
+from tableforge_dataplane.session.surroundings import RETRY_AFTER_SECONDS, Surroundings, Voice
 
 FURTHEST_TIMER_SECONDS: Final = 86_400.0
 """Event loops don't like timers that are years away."""
@@ -290,9 +290,11 @@ class Session(Client):
         try:
             identity = self.around.verifier.verify(command.token)
         except TokenError as error:
-            self.error(error.code, error.message, command.id, "auth")
+            unavailable = error.code == "unavailable"
+            wait = RETRY_AFTER_SECONDS if unavailable else None
+            self.error(error.code, error.message, command.id, "auth", retry_after=wait)
             if self.identity is None:
-                self.close(4401 if error.code == "unauthorized" else 1013, error.code)
+                self.close(1013 if unavailable else 4401, error.code)
             return
         current = self.identity
         if current is None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from tableforge_dataplane.broker.publications import Publishes
 from tableforge_dataplane.contract.settings import Settings
@@ -17,6 +17,9 @@ from tableforge_dataplane.session.roster import Roster
 
 if TYPE_CHECKING:
     from tableforge_dataplane.session.membership import Membership
+
+RETRY_AFTER_SECONDS: Final = 5.0
+"""Told to whom this instance can't let in, or whose token it can't judge, at the moment."""
 
 
 class Voice(Protocol):

@@ -35,6 +35,20 @@ def compressed_text_frame(squeezed: bytes) -> bytes:
     return b"\xc1\x7f" + length.to_bytes(8) + squeezed
 
 
+def count(frames: bytes) -> int:
+    """How many these are, all of them whole."""
+    found = at = 0
+    while at + 1 < len(frames):
+        length = frames[at + 1]
+        at += 2
+        if length >= 126:
+            start, at = at, at + (2 if length == 126 else 8)
+            length = int.from_bytes(frames[start:at])
+        at += length
+        found += 1
+    return found
+
+
 class Dialect(Protocol):
     """Turns events into payloads."""
 

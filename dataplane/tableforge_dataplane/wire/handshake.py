@@ -26,7 +26,7 @@ from tableforge_dataplane.observability.pressure import Stage
 from tableforge_dataplane.security.addresses import AddressError
 from tableforge_dataplane.security.origins import Origins
 from tableforge_dataplane.security.tokens import Identity, TokenError
-from tableforge_dataplane.session.surroundings import Verifier
+from tableforge_dataplane.session.surroundings import RETRY_AFTER_SECONDS, Verifier
 from tableforge_dataplane.wire.connection import Connection, Refusal
 from tableforge_dataplane.wire.door import Door, TooMany
 
@@ -34,8 +34,6 @@ BEARER: Final = "bearer."
 
 MOST_TOLD: Final = 50
 """Connections beyond capacity that may be open at once only to be told that there is no room."""
-
-RETRY_AFTER_SECONDS: Final = 5.0
 
 MOST_QUERY_FIELDS: Final = 20
 

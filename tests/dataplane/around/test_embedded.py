@@ -20,7 +20,7 @@ from websockets.asyncio.client import connect
 
 from tableforge_dataplane.launch import embedded
 from tableforge_dataplane.launch.embedded import EmbeddedError, EmbeddedValkey, is_wanted
-from tests.support.children import Child, free_port
+from tests.support.children import Child, free_port, free_ports
 
 NO_RETRY = Retry(NoBackoff(), 0)
 COMMAND = str(Path(sys.executable).parent / "tableforge-dataplane")
@@ -44,8 +44,10 @@ def test_it_is_wanted_where_no_redis_is_configured_and_none_answers(monkeypatch:
 class Serving:
     """`serve` with a data folder and nothing said of Redis."""
 
-    def __init__(self, folder: Path, *arguments: str, log: str = "log", **environ: str) -> None:
-        self.port = free_port()
+    def __init__(
+        self, folder: Path, *arguments: str, log: str = "log", port: int | None = None, **environ: str
+    ) -> None:
+        self.port = free_port() if port is None else port
         self.child = Child(
             [
                 COMMAND,
@@ -71,9 +73,10 @@ class Serving:
         lines = self.child.output(last_lines=500).splitlines()
         return [json.loads(line) for line in lines if line.startswith("{")]
 
-    def redis_states(self) -> list[str]:
-        """The reasons of all it told, in their order."""
-        return [event["reason"] for event in self.events() if event["event"] == "redis_state"]
+    def redis_states(self, **fields: Any) -> list[str]:
+        """The reasons of all it told (with these fields), in their order."""
+        states = [event for event in self.events() if event["event"] == "redis_state"]
+        return [event["reason"] for event in states if fields.items() <= event.items()]
 
     async def event(self, name: str, **fields: Any) -> dict[str, Any]:
         """The first of that name (and fields), waited for."""
@@ -99,7 +102,7 @@ async def serving(folder: Path, *arguments: str, **more: Any) -> AsyncIterator[S
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110 (another process)
             await asyncio.sleep(0.02)
 
@@ -196,6 +199,45 @@ async def test_it_is_started_again_where_it_ends(tmp_path: Path) -> None:
         await running.event("valkey_ended", code=-signal.SIGKILL)
         await running.event("redis_state", reason="Unreachable")
         await until(lambda: running.redis_states()[-1] == "Connected")
+
+
+async def test_several_instances_share_it_and_all_come_back_once_it_has_ended(tmp_path: Path) -> None:
+    first = free_ports(4)
+    names = ["table-1", "table-2"]
+    async with serving(
+        tmp_path / "data",
+        "--instances",
+        "2",
+        port=first,
+        INSTANCE_ID="table",
+        TABLEFORGE_HTTP_PORT=str(first + 2),
+    ) as running:
+        valkey = (await running.event("valkey_started"))["pid"]
+        for name in names:
+            await running.event("started", instance=name)
+        async with (
+            connect(f"ws://127.0.0.1:{first}/ws") as ada,
+            connect(f"ws://127.0.0.1:{first + 1}/ws") as bob,
+        ):
+            for client, name in zip((ada, bob), names, strict=True):
+                assert json.loads(await client.recv())["instance"] == name
+                await client.send('{"type":"join","room":"table:1"}')
+                assert json.loads(await client.recv())["type"] == "joined"
+
+            async def crosses(data: str) -> None:
+                publish = {"type": "publish", "room": "table:1", "event": "move", "data": data}
+                await bob.send(json.dumps(publish))
+                for client in (ada, bob):
+                    async with asyncio.timeout(60):
+                        assert json.loads(await client.recv())["data"] == data
+
+            await crosses("before")
+            os.kill(valkey, signal.SIGKILL)
+            await running.event("valkey_ended", code=-signal.SIGKILL)
+            for name in names:
+                await running.event("redis_state", reason="Unreachable", instance=name)
+                await until(lambda name=name: running.redis_states(instance=name)[-1] == "Connected")
+            await crosses("after")
 
 
 async def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from tableforge_dataplane.contract.settings import AuthSettings, Secret
 from tableforge_dataplane.observability.logging import EventLog
 from tableforge_dataplane.security import jwks
 from tableforge_dataplane.security.tokens import TokenError, TokenVerifier
+from tests.dataplane.path.instances import Instances, Peers
 from tests.support.processes import DataplaneFleet
 from tests.support.redis import RedisServer
 
@@ -304,3 +305,26 @@ async def test_an_instance_says_what_it_waits_for_and_starts_once_the_provider_a
     async with asyncio.timeout(20):
         while (await one.get("/ready"))[0] != 200:  # noqa: ASYNC110 (another process)
             await asyncio.sleep(0.05)
+
+
+async def test_who_comes_with_a_key_that_is_not_known_yet_is_told_when_to_come_again(
+    provider: Provider, quick: None, redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    [one] = await instances(redis_server, auth={"required": True, "jwks_url": provider.url})
+    early = await peers(one, welcome=False)
+    await early.say({"type": "auth", "id": 1, "token": token(TWO, "two")})
+    error = await early.hear_type("error")
+    assert (error["id"], error["code"], error["command"]) == (1, "unavailable", "auth")
+    assert error["retryAfter"] > 0
+    assert await early.closed() == 1013
+    # a renewal costs the session nothing, whatever is wrong with it
+    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(ONE, 'one')}"})
+    await ada.join("lobby")
+    await ada.say({"type": "auth", "id": 2, "token": token(TWO, "two")})
+    error = await ada.hear_type("error")
+    assert (error["id"], error["code"], error["command"]) == (2, "unavailable", "auth")
+    assert error["retryAfter"] > 0
+    await ada.say({"type": "auth", "id": 3, "token": "nonsense"})
+    error = await ada.hear_type("error")
+    assert (error["id"], error["code"], "retryAfter" in error) == (3, "unauthorized", False)
+    await ada.published("lobby", "still here")

@@ -18,38 +18,26 @@ from websockets.asyncio.client import connect
 from tableforge_client import connect as client
 from tableforge_dataplane.contract.settings import RoutingMode, RoutingSettings
 from tableforge_dataplane.launch.supervisor import address_problem, ports_problem
-from tests.support.children import Child, free_port
+from tests.support.children import Child, free_ports
 from tests.support.redis import RedisServer
 
 COMMAND = str(Path(sys.executable).parent / "tableforge-dataplane")
 COUNT = 3
 
 
-def free_ports(count: int) -> int:
-    """The first of so many free ports in a row."""
-    for _ in range(50):
-        first = free_port()
-        probes = [socket.socket() for _ in range(count)]
-        try:
-            for place, probe in enumerate(probes):
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-                probe.bind(("127.0.0.1", first + place))
-        except OSError:
-            continue
-        finally:
-            for probe in probes:
-                probe.close()
-        return first
-    raise AssertionError("no free ports in a row")
-
-
 class Supervised:
     """`serve --instances 3` on ports of its own."""
 
     def __init__(
-        self, directory: Path, redis: RedisServer, *, first: int | None = None, **environ: str
+        self,
+        directory: Path,
+        redis: RedisServer,
+        *,
+        host: str = "127.0.0.1",
+        first: int | None = None,
+        **environ: str,
     ) -> None:
-        self.first = free_ports(2 * COUNT) if first is None else first
+        self.first = free_ports(2 * COUNT, host) if first is None else first
         self.child = Child(
             [
                 COMMAND,
@@ -57,7 +45,7 @@ class Supervised:
                 "--instances",
                 str(COUNT),
                 "--host",
-                "127.0.0.1",
+                host,
                 "--port",
                 str(self.first),
             ],
@@ -115,8 +103,8 @@ def alive(pid: int) -> bool:
         return False
 
 
-async def welcome(port: int) -> dict[str, Any]:
-    async with connect(f"ws://127.0.0.1:{port}/ws") as client:
+async def welcome(port: int, host: str = "127.0.0.1") -> dict[str, Any]:
+    async with connect(f"ws://{host}:{port}/ws") as client:
         found: dict[str, Any] = json.loads(await client.recv())
         return found
 
@@ -151,6 +139,19 @@ async def test_three_instances_serve_one_room_on_ports_that_follow_one_another_a
         assert await running.child.ended(20) == 0
         assert not any(alive(pid) for pid in pids)
         assert {event["instance"] for event in running.events("drained")} == set(NAMES)
+
+
+async def test_who_listens_on_an_ipv6_address_is_found_there(
+    redis_server: RedisServer, tmp_path: Path
+) -> None:
+    try:
+        with socket.create_server(("::1", 0), family=socket.AF_INET6):
+            pass
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    async with supervised(tmp_path, redis_server, host="::1") as running:
+        await running.all_healthy()
+        assert (await welcome(running.first, "[::1]"))["instance"] == NAMES[0]
 
 
 async def test_in_gateway_mode_each_has_its_own_port_as_its_address_and_a_rooms_members_meet_on_one(

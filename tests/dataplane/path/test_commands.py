@@ -2,8 +2,10 @@
 
 import asyncio
 import json
+import time
 from typing import Any
 
+import jwt
 import pytest
 from websockets.exceptions import InvalidStatus
 
@@ -26,10 +28,11 @@ def token(user: str = "ada", *, seconds: float = 60, rights: dict[str, list[str]
 async def test_a_member_gets_its_own_message_and_its_acknowledgement_with_one_position(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
-    (one,) = await instances(redis_server)
+    (one,) = await instances(redis_server, websocket={"ping_interval_seconds": 45.0})
     ada = await peers(one)
     assert ada.welcome["instance"] == "instance-1"
     assert ada.welcome["maxPayloadBytes"] == 102_400
+    assert ada.welcome["pingInterval"] == 45
     joined = await ada.join("lobby")
     assert joined["id"] == "join"
     assert "recovered" not in joined
@@ -159,6 +162,8 @@ WRONG: list[tuple[str, str, str]] = [
     ('{"type":"join","room":"lobby","pos":7}', "bad_pos", "`pos`"),
     ('{"type":"join","room":"lobby","pos":"seven"}', "bad_pos", "`pos`"),
     ('{"type":"join","room":"lobby","id":[]}', "bad_frame", "`id`"),
+    ('{"type":"ping","id":true}', "bad_frame", "`id`"),
+    (json.dumps({"type": "ping", "id": "x" * 65}), "bad_frame", "`id`"),
     ('{"type":"leave","room":"elsewhere"}', "not_joined", "join"),
     ('{"type":"publish","room":"elsewhere","event":"e","data":1}', "not_joined", "join"),
     ('{"type":"publish","room":"lobby","event":"","data":1}', "bad_event", "1 to 50"),
@@ -255,6 +260,18 @@ async def test_an_answer_repeats_the_id_of_what_it_answers(
         await ada.say({"type": "leave", "room": "nowhere", "id": identifier})
         error = await ada.hear_type("error")
         assert (error["id"], error["command"], error["room"]) == (identifier, "leave", "nowhere")
+
+
+async def test_welcome_and_pong_tell_the_instances_time_in_seconds(
+    redis_server: RedisServer, instances: Instances, peers: Peers
+) -> None:
+    (one,) = await instances(redis_server)
+    began = time.time()
+    ada = await peers(one)
+    await ada.say({"type": "ping"})
+    pong = await ada.hear_type("pong")
+    # they are rounded to milliseconds
+    assert began - 0.001 <= ada.welcome["time"] <= pong["time"] <= time.time() + 0.001
 
 
 async def test_too_many_frames_without_a_meaning_end_the_connection(
@@ -436,6 +453,9 @@ async def test_rights_decide_about_joining_and_publishing(
     (one,) = await instances(redis_server, **AUTH)
     rights = {"join": ["game:*", "news"], "publish": ["game:*"]}
     ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(rights=rights)}"})
+    bob = await peers(one, additional_headers={"Authorization": f"Bearer {token('bob')}"})
+    for room in ("news", "secret"):
+        await bob.join(room)
     await ada.join("game:1")
     await ada.join("news")
     await ada.published("game:1", 1, echo=False)
@@ -444,6 +464,9 @@ async def test_rights_decide_about_joining_and_publishing(
     assert (error["code"], error["room"]) == ("forbidden", "news")
     await ada.say({"type": "join", "room": "secret"})
     assert (await ada.hear_type("error"))["code"] == "forbidden"
+    await bob.silent()
+    assert (await bob.published("news", "after", echo=False))["seq"] == 1
+    assert (await ada.messages(1))[0]["data"] == "after"
 
 
 async def test_renewing_a_token_keeps_the_user_and_checks_the_rooms_again(
@@ -456,8 +479,11 @@ async def test_renewing_a_token_keeps_the_user_and_checks_the_rooms_again(
     await ada.join("b")
     await ada.say({"type": "auth", "token": token("bob"), "id": 1})
     assert (await ada.hear_type("error"))["code"] == "forbidden"
-    await ada.say({"type": "auth", "token": token(rights={"join": ["a"], "publish": ["a"]}), "id": 2})
-    assert (await ada.hear_type("authenticated"))["user"] == "ada"
+    renewed = token(rights={"join": ["a"], "publish": ["a"]})
+    await ada.say({"type": "auth", "token": renewed, "id": 2})
+    authenticated = await ada.hear_type("authenticated")
+    expires_at = jwt.decode(renewed, options={"verify_signature": False})["exp"]
+    assert (authenticated["user"], authenticated["expiresAt"]) == ("ada", expires_at)
     assert (await ada.hear_type("error"))["room"] == "b"
     assert (await ada.hear_type("left"))["room"] == "b"
     assert await not_renewed.closed() == 4401
@@ -486,10 +512,16 @@ async def test_a_token_that_runs_out_ends_the_connection(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, **AUTH)
-    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(seconds=1)}"})
+    bob = await peers(one, additional_headers={"Authorization": f"Bearer {token('bob')}"})
+    await bob.join("lobby")
+    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(seconds=3)}"})
+    await ada.join("lobby")
     error = await ada.hear_type("error")
     assert error["code"] == "unauthorized"
     assert await ada.closed() == 4401
+    await until(lambda: one.metrics.connections == 1)
+    await bob.silent()
+    await bob.published("lobby", "still here")
 
 
 async def test_a_full_instance_refuses_with_503_and_tells_browsers_with_1013(

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from websockets.frames import Frame, Opcode
 
 from tableforge_dataplane.wire.connection import Connection
-from tableforge_dataplane.wire.frames import text_frame
+from tableforge_dataplane.wire.frames import compressed_text_frame, count, text_frame
 from tests.dataplane.path.parsers import MAX_BYTES, Outcome, client_frame, library, ours
 
 texts = st.one_of(
@@ -111,3 +111,11 @@ def test_outgoing_frames_have_the_shortest_length_there_is() -> None:
     for size in (0, 125, 126, 65_535, 65_536):
         frame = text_frame(b"x" * size)
         assert frame == Frame(Opcode.TEXT, b"x" * size).serialize(mask=False)
+
+
+def test_frames_of_every_length_are_counted() -> None:
+    lengths = (0, 1, 125, 126, 3000, 65_535, 65_536)
+    made = [make(b"x" * length) for length in lengths for make in (text_frame, compressed_text_frame)]
+    assert [count(frame) for frame in made] == [1] * len(made)
+    assert count(b"".join(made)) == len(made)
+    assert count(b"") == 0

@@ -15,7 +15,7 @@ class SecuritySettings:
     max_messages_per_second: int = setting(
         100,
         "TABLEFORGE_SECURITY_MAX_MESSAGES_PER_SECOND",
-        "Commands a connection may send in a second.",
+        "Commands a connection may send in a second, and all connections of a user to an instance together.",
         minimum=1,
         maximum=1_000_000,
         live=True,
@@ -23,7 +23,7 @@ class SecuritySettings:
     max_messages_per_minute: int = setting(
         1000,
         "TABLEFORGE_SECURITY_MAX_MESSAGES_PER_MINUTE",
-        "Commands a connection may send in a minute.",
+        "Commands a connection may send in a minute, and all connections of a user to an instance together.",
         minimum=1,
         maximum=60_000_000,
         live=True,
