@@ -23,6 +23,7 @@ from tableforge_operator.api.spec import Spec
 from tableforge_operator.decide import autoscaling
 from tableforge_operator.decide.resources import children, derive
 from tableforge_operator.decide.resources.floor import Floor
+from tableforge_operator.decide.resources.passwords import WINDOW
 from tableforge_operator.decide.resources.surroundings import Surroundings
 
 _ROOT: Final = Path(__file__).parents[2]
@@ -89,6 +90,12 @@ DECIDED: Final[Mapping[str, str]] = {
 }
 """What fields change that act in the course of things, where the same spec renders the same objects."""
 
+PRICES: Final[Mapping[str, str]] = {
+    "redis.managed.passwordGeneration": "Redis restarts twice; new pods at generations "
+    f"{', '.join(str(1 + WINDOW * times) for times in (1, 2, 3))} …"
+}
+"""What that means to pods that run, where it means something."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Field:
@@ -145,7 +152,7 @@ def _field(path: str, schema: Mapping[str, Any]) -> Field:
         default=_default(schema),
         changes=objects,
         autoscaled=autoscaled,
-        price=changed.price,
+        price=PRICES.get(path, changed.price),
         test=_test(path),
     )
 

@@ -13,10 +13,11 @@ from tableforge_operator.decide import advice, changes, ownership, repairs
 from tableforge_operator.decide.changes import Apply
 from tableforge_operator.decide.findings import legible
 from tableforge_operator.decide.leftovers import named_by
+from tableforge_operator.decide.reasons import RefusalReason
 from tableforge_operator.decide.resources import OPTIONAL_KINDS
 from tableforge_operator.decide.resources.kinds import CONFIG_MAP, STATEFUL_SET
 from tableforge_operator.decide.rollout import Scale
-from tableforge_operator.decide.snapshot import Applied, ChildKey, Object, Refusal, RefusalReason
+from tableforge_operator.decide.snapshot import Applied, ChildKey, Object, Refusal
 from tableforge_operator.decide.storage import Growth
 from tableforge_operator.kube import (
     CLAIMS,

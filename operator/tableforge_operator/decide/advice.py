@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from typing import Final
 
 from tableforge_operator.decide.findings import Finding
+from tableforge_operator.decide.reasons import FindingReason
 from tableforge_operator.decide.status import WORTH_A_WARNING
 
 _ABOUT_PODS: Final = frozenset({"RollingOut", "RedisStarting"})
@@ -23,13 +24,13 @@ class _Known:
     """Words of Kubernetes, and what they mean here. `{1}` in a fix is the pattern's first group."""
 
     pattern: re.Pattern[str]
-    reason: str
+    reason: FindingReason
     fix: str
     redis: str | None = None
     """The fix where it is about the pod of a managed Redis; None where it is the same."""
 
 
-def _known(pattern: str, reason: str, fix: str, redis: str | None = None) -> _Known:
+def _known(pattern: str, reason: FindingReason, fix: str, redis: str | None = None) -> _Known:
     return _Known(pattern=re.compile(pattern), reason=reason, fix=fix, redis=redis)
 
 

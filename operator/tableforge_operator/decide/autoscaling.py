@@ -15,6 +15,7 @@ from typing import Final
 from tableforge_operator.api import WebSocketCluster
 from tableforge_operator.decide.changes import Apply
 from tableforge_operator.decide.findings import FLEET_MEMORY_SECONDS
+from tableforge_operator.decide.reasons import EventReason
 from tableforge_operator.decide.resources.floor import Floor
 from tableforge_operator.decide.resources.horizontal_pod_autoscaler import FLOOR_CHANGED_ANNOTATION, stamp
 from tableforge_operator.decide.resources.kinds import AUTOSCALER, DEPLOYMENT
@@ -144,7 +145,7 @@ def news(cluster: WebSocketCluster, snapshot: Snapshot, floor: Floor | None) -> 
         f"At least {floor.replicas} instances run ({was} before): there are {fleet.totals.connections} "
         f"connections, and an instance takes {bounds.capacity} and counts as full at {bounds.threshold:.0%}."
     )
-    reason = "FloorRaised" if floor.replicas > was else "FloorLowered"
+    reason: EventReason = "FloorRaised" if floor.replicas > was else "FloorLowered"
     return (News(child=key, event=Event(type="Normal", reason=reason, message=message)),)
 
 

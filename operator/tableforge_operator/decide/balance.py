@@ -122,7 +122,7 @@ def aspect(cluster: WebSocketCluster, snapshot: Snapshot, now: Now) -> tuple[Asp
         snapshot.rebalance_at is not None and now.monotonic - snapshot.rebalance_at < COUNTERS_EVERY_SECONDS
     )
     if rests or abs((status.spread or 0.0) - (before.spread or 0.0)) <= SPREAD_MOVED:
-        return (said.status, said.reason, said.message), before
+        return (*found[:2], said.message), before
     return found, status
 
 

@@ -4,12 +4,13 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tableforge_dataplane.contract.fleet import RedisState
 from tableforge_operator.api import WebSocketCluster, names
 from tableforge_operator.api.references import Reference
 from tableforge_operator.decide import ownership, redis_words
+from tableforge_operator.decide.reasons import FindingReason, RedisTrouble
 from tableforge_operator.decide.snapshot import ChildKey, FleetView, Object, Snapshot
 
 MESSAGE_LIMIT: Final = 1000
@@ -17,6 +18,7 @@ MESSAGE_LIMIT: Final = 1000
 FLEET_MEMORY_SECONDS: Final = 60.0
 """For how long an instance's last word counts when none answers: one lost question makes no outage."""
 
+_MISSING: Final[Mapping[str, FindingReason]] = {"ConfigMap": "ConfigMapMissing", "Secret": "SecretMissing"}
 _DEPLOYMENT: Final = "Deployment"
 _STATEFUL_SET: Final = "StatefulSet"
 _OF_POD: Final = re.compile(r'pods "[^"]*" is forbidden')
@@ -27,7 +29,7 @@ _PULL_AGAIN: Final = re.compile(r'^Back-off pulling image "[^"]*"(: )?(ErrImageP
 class Finding:
     """One thing that keeps the cluster from being Ready."""
 
-    reason: str
+    reason: FindingReason
     message: str
     only_user: bool = False
     """Whether only the user can mend it; otherwise it may still come by itself."""
@@ -44,12 +46,12 @@ def refused(snapshot: Snapshot, rendered: Mapping[ChildKey, str]) -> Iterator[Fi
     current = {
         key: refusal
         for key in sorted(rendered)
-        if (refusal := snapshot.refusals.get(key)) is not None
-        and refusal.digest == rendered[key]
-        and refusal.reason != "NotServed"
+        if (refusal := snapshot.refusals.get(key)) is not None and refusal.digest == rendered[key]
     }
     taken = [" ".join(key) for key, refusal in current.items() if refusal.reason == "NameConflict"]
     for key, refusal in current.items():
+        if refusal.reason == "NotServed":
+            continue
         message = refusal.message
         # All at once: who has to find a name for one of them must do so for the others too.
         if taken and taken[0] == " ".join(key) and len(taken) > 1:
@@ -156,10 +158,10 @@ def _naming_secrets(cluster: WebSocketCluster, sentence: str) -> str:
     return sentence
 
 
-def absent(cluster: WebSocketCluster, sentence: str | None) -> str | None:
+def absent(cluster: WebSocketCluster, sentence: str | None) -> FindingReason | None:
     """The reason of its own where what is waited for is an object of the user's that is not there."""
     kinds = (ref.kind for ref in cluster.references if sentence is not None and _absent(ref) in sentence)
-    return next((f"{kind}Missing" for kind in kinds), None)
+    return next((_MISSING[kind] for kind in kinds), None)
 
 
 def _absent(ref: Reference) -> str:
@@ -253,6 +255,6 @@ def deployment_trouble(deployment: Object) -> str | None:
     return None
 
 
-def redis_reason(redis: RedisState) -> str:
+def redis_reason(redis: RedisState) -> RedisTrouble:
     """The reason under which a Redis that cannot be used stands in the conditions."""
-    return f"Redis{redis.reason}"
+    return cast("RedisTrouble", f"Redis{redis.reason}")

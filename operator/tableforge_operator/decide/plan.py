@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import msgspec
 
@@ -38,6 +38,7 @@ from tableforge_operator.decide.deletion_costs import Cost
 from tableforge_operator.decide.findings import Finding
 from tableforge_operator.decide.leftovers import leftovers
 from tableforge_operator.decide.orders import Word
+from tableforge_operator.decide.reasons import RedisReason
 from tableforge_operator.decide.redis_words import meaning
 from tableforge_operator.decide.resources import DerivedSecrets
 from tableforge_operator.decide.resources.floor import Floor
@@ -300,7 +301,7 @@ def _findings(
 
 def _redis_condition(
     cluster: WebSocketCluster, snapshot: Snapshot, found: tuple[Finding, ...], now: Now
-) -> tuple[Literal["True", "False", "Unknown"], str, str]:
+) -> tuple[verdict.ConditionStatus, RedisReason, str]:
     if cluster.spec.replicas == 0:
         return "Unknown", "NoInstances", "No instance runs that could tell: spec.replicas is 0."
     redis = findings.redis_of(cluster, snapshot, monotonic=now.monotonic)

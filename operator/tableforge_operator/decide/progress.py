@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from tableforge_operator.api import WebSocketCluster, names
 from tableforge_operator.decide import findings, rollout
 from tableforge_operator.decide.findings import Finding
+from tableforge_operator.decide.reasons import FindingReason
 from tableforge_operator.decide.resources.metadata import Track
 from tableforge_operator.decide.rollout import Rollout
 from tableforge_operator.decide.snapshot import Object, Snapshot
@@ -114,7 +115,8 @@ def _in_place(
             counts = f"{min(ready, size)} of {size} instances are ready"
             if total > size:
                 counts += f", {total - size} more {'is' if total - size == 1 else 'are'} leaving"
-        reason = findings.absent(cluster, wanting) or ("InstancesWaiting" if wanting else "RollingOut")
+        otherwise: FindingReason = "InstancesWaiting" if wanting else "RollingOut"
+        reason = findings.absent(cluster, wanting) or otherwise
         yield Finding(reason=reason, message=findings.sentence(f"{counts}: {why}" if why else counts))
 
 

@@ -3,9 +3,10 @@
 import dataclasses
 import datetime as dt
 from collections.abc import Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 from tableforge_dataplane.contract.fleet import Fleet, Health, InstanceOrder
+from tableforge_operator.decide.reasons import RefusalReason
 from tableforge_operator.decide.rebalancing.state import Turn
 from tableforge_operator.decide.resources.floor import Floor
 from tableforge_operator.decide.resources.surroundings import Surroundings
@@ -33,19 +34,6 @@ class Applied:
     fields: str
     """Our entry of `managedFields` (`ownership.applied_fields`)."""
     uid: str
-
-
-RefusalReason = Literal[
-    "NameConflict",
-    "Rejected",
-    "Forbidden",
-    "QuotaExceeded",
-    "PolicyDenied",
-    "WaitingForDeletion",
-    "ApiUnavailable",
-    "NotServed",
-    "StorageNotGrown",
-]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,7 +4,7 @@ import dataclasses
 import datetime as dt
 import re
 from collections.abc import Mapping
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from tableforge_operator.api import (
     Condition,
@@ -18,9 +18,18 @@ from tableforge_operator.api import (
 from tableforge_operator.api.status import INSTANCES_SHOWN
 from tableforge_operator.decide import instance_table
 from tableforge_operator.decide.findings import Finding, legible
+from tableforge_operator.decide.reasons import (
+    AutoscaledReason,
+    BalancedReason,
+    ConditionReason,
+    EventReason,
+    FindingReason,
+    ReadyReason,
+    RedisReason,
+)
 from tableforge_operator.decide.snapshot import Now, Object
 
-WORTH_A_WARNING: Final = frozenset(
+WORTH_A_WARNING: Final[frozenset[FindingReason]] = frozenset(
     {
         "ConfigMapMissing",
         "EnvironmentMissing",
@@ -40,7 +49,12 @@ WORTH_A_WARNING: Final = frozenset(
 )
 """Reasons that somebody should hear of, though it may still come right by itself."""
 
-NAMING_A_FIELD: Final = WORTH_A_WARNING | {"Invalid", "NameConflict", "Rejected", "StorageNotGrown"}
+NAMING_A_FIELD: Final[frozenset[FindingReason]] = WORTH_A_WARNING | {
+    "Invalid",
+    "NameConflict",
+    "Rejected",
+    "StorageNotGrown",
+}
 """Reasons whose messages name what to mend: another message is another trouble, and news."""
 _DEADLINE: Final = "ProgressDeadlineExceeded"
 _PASSING: Final = re.compile(r"\b\d+ of \d+\b|\bpod \S+|\bused: \S+")
@@ -48,8 +62,9 @@ _PASSING: Final = re.compile(r"\b\d+ of \d+\b|\bpod \S+|\bused: \S+")
 
 COUNTERS_EVERY_SECONDS: Final = 30.0
 
-Aspect = tuple[Literal["True", "False", "Unknown"], str, str]
-"""Status, reason and message of a condition."""
+ConditionStatus = Literal["True", "False", "Unknown"]
+Aspect = tuple[ConditionStatus, BalancedReason | AutoscaledReason, str]
+"""Status, reason and message of a further condition."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,7 +72,7 @@ class Event:
     """Something that happened to a cluster, for `kubectl describe`."""
 
     type: Literal["Normal", "Warning"]
-    reason: str
+    reason: EventReason
     message: str
 
 
@@ -79,8 +94,8 @@ class Facts:
     generation: int
     findings: tuple[Finding, ...]
     ready_message: str
-    redis: Literal["True", "False", "Unknown"]
-    redis_reason: str
+    redis: ConditionStatus
+    redis_reason: RedisReason
     redis_message: str
     progress_deadline_seconds: float
     progressed_at: dt.datetime | None
@@ -96,13 +111,13 @@ class Facts:
 def conditions(facts: Facts, *, previous: Status, now: Now) -> tuple[list[Condition], float | None]:
     """The conditions, and in how many seconds what is under way counts as stalled (None: nothing is)."""
     stalled, until = _stalled(facts, previous, now)
-    ready: tuple[str, str, str]
+    ready: tuple[ConditionStatus, ReadyReason, str]
     if facts.findings:
         first = stalled or facts.findings[0]
         ready = ("False", first.reason, first.message)
     else:
         ready = ("True", "InstancesReady", facts.ready_message)
-    wanted: dict[str, tuple[str, str, str]] = {
+    wanted: dict[str, tuple[ConditionStatus, ConditionReason, str]] = {
         "Ready": (ready[0], ready[1], ready[2] + facts.note),
         "RedisReady": (facts.redis, facts.redis_reason, facts.redis_message),
         **facts.aspects,
@@ -119,7 +134,7 @@ def conditions(facts: Facts, *, previous: Status, now: Now) -> tuple[list[Condit
         found.append(
             Condition(
                 type=kind,
-                status=state,  # type: ignore[arg-type]
+                status=state,
                 reason=reason,
                 message=legible(message),
                 last_transition_time=old.last_transition_time
@@ -188,7 +203,7 @@ def events(before: list[Condition], after: list[Condition], *, cause: str = "") 
     new = {condition.type: condition for condition in after}
     found: list[Event] = []
     if (stalled := new.get("Stalled")) is not None and _differs(old.get("Stalled"), stalled, cause):
-        found.append(Event(type="Warning", reason=stalled.reason, message=stalled.message))
+        found.append(_told("Warning", stalled))
     ready, was = new["Ready"], old.get("Ready")
     if ready.status == "True" and (was is None or was.status != "True"):
         found.append(Event(type="Normal", reason="Ready", message=ready.message))
@@ -201,8 +216,7 @@ def events(before: list[Condition], after: list[Condition], *, cause: str = "") 
         # With another generation it is no trouble but what the user has just asked for.
         found.append(Event(type="Warning", reason="NotReady", message=f"{ready.reason}: {ready.message}"))
     elif ready.status != "True" and "Stalled" not in new and _differs(was, ready):
-        grave: Literal["Normal", "Warning"] = "Warning" if ready.reason in WORTH_A_WARNING else "Normal"
-        found.append(Event(type=grave, reason=ready.reason, message=ready.message))
+        found.append(_told("Warning" if ready.reason in WORTH_A_WARNING else "Normal", ready))
     redis, was = new["RedisReady"], old.get("RedisReady")
     if redis.status == "True" and (was is None or was.status != "True"):
         found.append(Event(type="Normal", reason="RedisConnected", message=redis.message))
@@ -211,6 +225,10 @@ def events(before: list[Condition], after: list[Condition], *, cause: str = "") 
     ):
         found.append(Event(type="Warning", reason="RedisNotReady", message=redis.message))
     return tuple(found)
+
+
+def _told(grave: Literal["Normal", "Warning"], condition: Condition) -> Event:
+    return Event(type=grave, reason=cast("FindingReason", condition.reason), message=condition.message)
 
 
 def _differs(old: Condition | None, new: Condition, cause: str = "") -> bool:

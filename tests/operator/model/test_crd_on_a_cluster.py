@@ -1,14 +1,19 @@
 """What the real API server makes of the CRD: defaults, refusals with their messages, kubectl's views."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 
+from tableforge_operator.api import crd
+from tests.operator.model import bounds
 from tests.operator.model.fields import durations, placed
-from tests.operator.model.refusals import refusals
+from tests.operator.model.refusals import answers, refusals
 
 pytestmark = pytest.mark.cluster
+
+SCHEMA = crd.crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
 
 def cr(spec: dict[str, Any] | None = None, name: str = "tables") -> dict[str, Any]:
@@ -275,6 +280,31 @@ def test_every_duration_keeps_to_its_bounds(shared_kubectl):
                 wanted[f"{side}-{number}"] = f'spec.{path}: Invalid value: "{value}": {message}'
     said = refusals(shared_kubectl, specs)
     assert {name: said[name] for name in wanted if wanted[name] not in said[name]} == {}
+
+
+def test_every_bound_of_the_spec_is_kept(shared_kubectl):
+    cases = {f"case-{number}": case for number, case in enumerate(bounds.outside(SCHEMA, "spec"))}
+    assert len(cases) > 250
+    said = refusals(shared_kubectl, {name: case.obj["spec"] for name, case in cases.items()})
+    assert not_refused_for_it(cases, said) == []
+
+
+def test_every_bound_of_the_status_is_kept(kubectl):
+    cases = {f"case-{number}": case for number, case in enumerate(bounds.outside(SCHEMA, "status"))}
+    assert len(cases) > 50
+    kubectl.ok("create", "-f", "-", stdin=[cr(name=name) for name in cases])
+    objects = [{**cr(name=name), **case.obj} for name, case in cases.items()]
+    said = answers(kubectl, objects, "replace", "--subresource=status")
+    assert not_refused_for_it(cases, said) == []
+
+
+def not_refused_for_it(cases, said):
+    """What was taken, or refused in other words or for another field: which bound, and what was said."""
+    return [
+        (case.path, case.word, said[name])
+        for name, case in cases.items()
+        if not re.search(rf"{re.escape(case.path)}: .*{re.escape(case.said)}", said[name])
+    ]
 
 
 CHANGES = [

@@ -11,12 +11,15 @@ import yaml
 
 from devcluster import Devcluster
 from tableforge_operator import api
-from tableforge_operator.decide.resources import OWNED_KINDS, WITHDRAWN_KINDS
+from tableforge_operator.decide.resources import OPTIONAL_KINDS, OWNED_KINDS, WITHDRAWN_KINDS
+from tableforge_operator.decide.resources.kinds import SECRET, VOLUME_CLAIM, Kind
 from tests.operator.model.conftest import ROOT, Kubectl
 
 BASE = ROOT / "manifests" / "base"
 SAMPLES = sorted((ROOT / "manifests" / "samples").glob("*.yaml"))
 OPERATOR = "system:serviceaccount:tableforge-system:tableforge-operator"
+MADE = (*OWNED_KINDS, SECRET, VOLUME_CLAIM)
+"""The kinds of what comes of a WebSocketCluster."""
 
 
 def load(name: str) -> list[dict[str, Any]]:
@@ -75,6 +78,16 @@ def test_rules_are_in_alphabetical_order():
 def test_no_rule_has_a_wildcard():
     text = "".join(path.read_text() for path in BASE.glob("*role*.yaml"))
     assert "*" not in re.sub(r"#.*", "", text)
+
+
+def test_the_page_names_all_that_creating_a_cluster_amounts_to():
+    _, _, below = (
+        (ROOT / "docs" / "operator.md").read_text().partition("\n| objects | what is up to the spec |\n")
+    )
+    rows = below.partition("\n\n")[0].splitlines()[1:]
+    told = {word for row in rows for word in re.findall(r"\w+", row.split("|")[1])}
+    kinds = {kind.kind for kind in MADE}
+    assert {kind for kind in kinds if not told & {kind, f"{kind}s", f"{kind}es", f"{kind[:-1]}ies"}} == set()
 
 
 def test_the_operators_image_is_of_this_version():
@@ -182,3 +195,21 @@ def test_whoever_edits_a_namespace_edits_its_clusters(installed):
         assert installed("auth", "can-i", "get", "secrets", "--as=mallory").out.strip() == "no"
     finally:
         installed.ok("delete", "rolebinding", "eve")
+
+
+@pytest.mark.cluster
+def test_whoever_edits_a_namespace_may_make_all_that_comes_of_a_cluster_but_for_others_kinds(installed):
+    installed.ok("create", "rolebinding", "eve-too", "--clusterrole=edit", "--user=eve-too")
+    try:
+        deadline, missing = time.monotonic() + 30, {kind.kind for kind in MADE}
+        while missing != OPTIONAL_KINDS:
+            assert time.monotonic() < deadline, missing
+            missing = {kind.kind for kind in MADE if not may_create(installed, kind, "eve-too")}
+    finally:
+        installed.ok("delete", "rolebinding", "eve-too")
+
+
+def may_create(kubectl: Kubectl, kind: Kind, user: str) -> bool:
+    """Whether the user may create objects of a kind, which need not be installed."""
+    resource = f"{kind.plural}.{kind.group}".rstrip(".")
+    return kubectl("auth", "can-i", "create", resource, f"--as={user}").out.strip() == "yes"

@@ -9,6 +9,8 @@ from tableforge_dataplane.contract import settings
 from tableforge_operator import reference
 from tableforge_operator.api.fields import fields_of
 from tableforge_operator.api.spec import Spec
+from tableforge_operator.decide.resources import template_of
+from tableforge_operator.decide.resources.passwords import Passwords
 from tests.operator.model import test_config_map, uses
 from tests.operator.model.conftest import ROOT
 
@@ -76,6 +78,17 @@ def test_every_field_of_the_model_has_a_row():
 def test_what_a_field_costs_is_seen(path, changes, price):
     assert changes in FIELDS[path].changes
     assert FIELDS[path].price == price
+
+
+def test_another_password_costs_new_pods_where_their_template_changes(cluster, secrets):
+    templates = [
+        template_of(cluster(), secrets=secrets, passwords=Passwords.settled(generation))
+        for generation in range(1, 15)
+    ]
+    rolls = [number for number in range(2, 15) if templates[number - 1] != templates[number - 2]]
+    assert FIELDS["redis.managed.passwordGeneration"].price == (
+        f"Redis restarts twice; new pods at generations {', '.join(map(str, rolls))} …"
+    )
 
 
 def test_what_moves_the_autoscaler_is_seen():

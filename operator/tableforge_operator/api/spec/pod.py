@@ -204,7 +204,9 @@ class PullSecret(Group, frozen=True):
 
 
 class Pod(Group, frozen=True):
-    """The instances' pods. A closed list: whoever may create a WebSocketCluster gains no more than pods."""
+    """The instances' pods. A closed list: it gives them no privileges, no ServiceAccount but their own and
+    nothing of the node.
+    """
 
     resources: Resources = Resources(
         requests={"cpu": "100m", "memory": "256Mi"}, limits={"cpu": "500m", "memory": "512Mi"}

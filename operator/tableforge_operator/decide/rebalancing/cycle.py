@@ -26,6 +26,7 @@ from tableforge_operator.decide.rebalancing.state import (
     MoveRooms,
     Moving,
     News,
+    NewsReason,
     Phase,
     Reason,
     Report,
@@ -576,7 +577,7 @@ class _Step:
     def _remember(self, **changes: object) -> None:
         self.state = dataclasses.replace(self.state, **changes)  # type: ignore[arg-type]
 
-    def _tell(self, kind: Literal["Normal", "Warning"], reason: str, message: str) -> None:
+    def _tell(self, kind: Literal["Normal", "Warning"], reason: NewsReason, message: str) -> None:
         self.news.append(News(kind, reason, message))
 
 

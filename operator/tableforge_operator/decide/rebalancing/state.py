@@ -34,6 +34,14 @@ Reason = (
     ]
 )
 """Why the condition `Balanced` is as it is."""
+NewsReason = Literal[
+    "RebalanceBlocked",
+    "RebalanceFinished",
+    "RebalanceNotNeeded",
+    "RebalanceRefused",
+    "RebalanceStarted",
+    "RebalanceStopped",
+]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -214,7 +222,7 @@ class News:
     """For an Event."""
 
     type: Literal["Normal", "Warning"]
-    reason: str
+    reason: NewsReason
     message: str
 
 
