@@ -19,7 +19,7 @@ class Memory:
     repairs: dict[ChildKey, Repairs] = dataclasses.field(default_factory=dict)
     secrets_created: set[str] = dataclasses.field(default_factory=set)
     secrets_doubted_at: float | None = None
-    """When an instance last missed one of them, so that they were created anew (monotonic)."""
+    """When one of them last seemed to be gone, so that they were created anew (monotonic)."""
     floor: Floor | None = None
     """The least number of instances, where the cluster is autoscaled."""
     costs_failed_at: float | None = None
