@@ -371,6 +371,7 @@ class Reconciler:
             memory.secrets_doubted_at is None or now - memory.secrets_doubted_at >= DOUBT_SECONDS
         ):
             memory.secrets_doubted_at = now
+            memory.secrets_doubted = frozenset(memory.secrets_created)
             memory.secrets_created.clear()
 
     def _snapshot(self, key: ClusterKey, cluster: Object, memory: Memory) -> Snapshot:

@@ -1,12 +1,14 @@
 """The status tells what the instances say, over real HTTP to pods' addresses."""
 
 import base64
+import json
 
 import pytest
 
+from devcluster.cluster import Devcluster
 from tableforge_operator.kube import CLUSTERS, SECRETS, Kube, Object, resource_of
 from tests.operator.engine.clusters import created, events, external, manifest, until_condition
-from tests.operator.engine.operators import AuditLog, Operators, until
+from tests.operator.engine.operators import AuditLog, Operators, kubectl, until
 from tests.operator.engine.pods import AWAY, Instance, fleet, health, pods_of, set_pod
 
 pytestmark = pytest.mark.cluster
@@ -106,6 +108,38 @@ async def test_redis_deleted_secret_is_there_again_once_its_absence_shows(
         after = await until(secret, what="it is there again", seconds=60)
     assert after["metadata"]["name"] == before["metadata"]["name"]
     assert after["data"] == before["data"], "the same password"
+
+
+async def test_a_redis_that_is_away_costs_nothing_where_a_quota_leaves_no_room_for_its_secret(
+    kube: Kube, installed: Devcluster, namespace: str, operators: Operators, address: str, audit: AuditLog
+) -> None:
+    operator = await operators()
+    await kube.apply(manifest(namespace), field_manager="user", force=True)
+    await created(kube, namespace)
+    words = ("-n", namespace, "quota", "full")
+    kubectl(installed.kubeconfig, "create", *words, "--hard=count/secrets=2")
+
+    async def used_up() -> bool:
+        live = json.loads(kubectl(installed.kubeconfig, "get", *words, "-o=json"))
+        return bool(live.get("status", {}).get("used") == {"count/secrets": "2"})
+
+    await until(used_up, what="the quota is used up")
+    pod = await one_pod(kube, namespace)
+    start = audit.position()
+    async with Instance(address).serving() as instance:
+        instance.fleet = fleet(names=[pod["metadata"]["name"]], redis=AWAY)
+        await set_pod(kube, pod, address=address, ready=True)
+
+        async def refused() -> bool:
+            asked = [one for one in audit.requests(start) if one["objectRef"]["resource"] == "secrets"]
+            return [one["responseStatus"]["code"] for one in asked] == [403, 403]
+
+        await until(refused, what="both Secrets are tried")
+        instance.fleet = fleet(names=[pod["metadata"]["name"]])
+        async with operator.turning(3):
+            pass
+    assert "QuotaExceeded" not in [reason for reason, _ in await events(kube, namespace)]
+    assert "full" not in str((await status(kube, namespace))["conditions"])
 
 
 async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(
