@@ -150,27 +150,27 @@ async def _lead(kube: "Kube", leader: "Leader", options: Options) -> None:
     from tableforge_operator.reconcile import Reconciler
 
     await leader.acquire()
-    key = await master_key(kube, options.own_namespace)
     fleets = FleetReader()
     try:
-        reconciler = Reconciler(
-            kube=kube,
-            fleets=fleets,
-            reign=leader,
-            master_key=key,
-            namespaces=options.namespaces,
-            own_namespace=options.own_namespace,
-            reporter=options.name,
-        )
-        kinds = [
-            resource_of(kind.api_version, kind.kind) for kind in (*OWNED_KINDS, REPLICA_SET, VOLUME_CLAIM)
-        ]
-        reflector = Reflector(
-            kube, reconciler.store, [*kinds, PODS], options.namespaces, optional=OPTIONAL_KINDS
-        )
-        watch = ClusterWatch(kube, namespaces=options.namespaces, on_event=reconciler.notice)
         async with asyncio.TaskGroup() as tasks:
+            # Before anything that takes time: who doesn't renew is taken over, and would act all the same.
             tasks.create_task(leader.hold(), name="leader")
+            reconciler = Reconciler(
+                kube=kube,
+                fleets=fleets,
+                reign=leader,
+                master_key=await master_key(kube, options.own_namespace),
+                namespaces=options.namespaces,
+                own_namespace=options.own_namespace,
+                reporter=options.name,
+            )
+            kinds = [
+                resource_of(kind.api_version, kind.kind) for kind in (*OWNED_KINDS, REPLICA_SET, VOLUME_CLAIM)
+            ]
+            reflector = Reflector(
+                kube, reconciler.store, [*kinds, PODS], options.namespaces, optional=OPTIONAL_KINDS
+            )
+            watch = ClusterWatch(kube, namespaces=options.namespaces, on_event=reconciler.notice)
             tasks.create_task(reflector.run(), name="reflector")
             tasks.create_task(watch.run(), name="cluster watch")
             # What is not known must not look like what is not there.

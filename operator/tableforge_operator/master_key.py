@@ -33,7 +33,7 @@ class MasterKeyError(Exception):
 async def master_key(kube: Kube, namespace: str) -> bytes:
     """The key in the operator's own namespace; made where there is none. Raises MasterKeyError, ApiError.
 
-    What a retry can mend is tried again for a moment: less than the lease that was just acquired lasts.
+    What a retry can mend is tried again a few times; hold the lease meanwhile, it may take minutes.
     """
     for _ in range(ATTEMPTS - 1):
         try:

@@ -61,7 +61,7 @@ GATHER_SECONDS: Final = 0.05
 RESYNC_SECONDS: Final = 600.0
 """How often all clusters are listed, give or take a fifth: an event that was lost shows nowhere."""
 DOUBT_SECONDS: Final = 60.0
-"""How often Secrets are created anew at most, when an instance says that one is missing."""
+"""How often Secrets are created anew at most, while what an instance says may come of one that is gone."""
 PASSES: Final = 3
 """Decide and act this often in one turn at most; the second one normally finds nothing left to do."""
 
@@ -347,7 +347,12 @@ class Reconciler:
                 await asyncio.sleep(FLEET_READ_APART_SECONDS - age)
         memory.fleet_asked_at, memory.fleet_asked = now, whom
         memory.asking = asyncio.create_task(
-            self._fleets.read(addressees=whom, fleet_key=secrets.fleet_key, previous=memory.fleet),
+            self._fleets.read(
+                addressees=whom,
+                fleet_key=secrets.fleet_key,
+                managed_redis=typed.managed_redis is not None,
+                previous=memory.fleet,
+            ),
             name=f"fleet of {'/'.join(key)}",
         )
         await asyncio.wait([memory.asking], timeout=FLEET_PATIENCE_SECONDS)
@@ -362,10 +367,11 @@ class Reconciler:
         assert asked is not None  # noqa: S101 - only called while there is one
         memory.fleet = asked.result()
         now = asyncio.get_running_loop().time()
-        if memory.fleet.secrets_missing and (
+        if memory.fleet.secrets_doubted and (
             memory.secrets_doubted_at is None or now - memory.secrets_doubted_at >= DOUBT_SECONDS
         ):
             memory.secrets_doubted_at = now
+            memory.secrets_doubted = frozenset(memory.secrets_created)
             memory.secrets_created.clear()
 
     def _snapshot(self, key: ClusterKey, cluster: Object, memory: Memory) -> Snapshot:

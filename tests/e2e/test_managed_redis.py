@@ -13,7 +13,7 @@ from redis.backoff import NoBackoff
 
 from demo import stage
 from demo.kubectl import Kubectl
-from tableforge_client import connect
+from tableforge_client import Message, connect
 from tests.support.ledger import Ledger
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
@@ -169,3 +169,23 @@ async def test_a_new_version_more_memory_and_a_new_password_while_clients_publis
             room = await ada.join(name)
             ack = await room.publish("entry", "one more")
             assert ack.seq == newest.seq + 1
+
+
+async def test_a_secret_deleted_by_hand_is_there_again_for_a_redis_that_starts_anew(
+    kubectl: Kubectl, namespace: str
+) -> None:
+    tables = Tables(kubectl, namespace)
+    await tables.apply()
+    password = await tables.password(1)
+    url = await tables.url()
+    async with connect(url) as ada, connect(url) as ben:
+        from_ada, to_ben = await ada.join("room"), await ben.join("room")
+        uid = (await tables.get("wsc", "tables"))["metadata"]["uid"]
+        await kubectl("delete", "-n", namespace, f"secret/tables-redis-{uid[:8]}-1")
+        await kubectl("delete", "-n", namespace, "pod/tables-redis-0")
+        async with asyncio.timeout(150):
+            await from_ada.publish("entry", "after all")
+            said = await to_ben.receive()
+    assert isinstance(said, Message)
+    assert said.data == "after all"
+    assert await tables.password(1) == password

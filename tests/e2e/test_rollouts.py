@@ -79,6 +79,17 @@ class Cluster:
             "wait", *self._in, "--for=condition=Ready", "wsc/tables", "--timeout=180s", timeout_seconds=200
         )
 
+    async def rolled_out(self, track: str) -> str:
+        """Wait as `docs/operations.md` says, and give what was printed."""
+        return await self._kubectl(
+            "rollout",
+            "status",
+            *self._in,
+            f"deployment/tables-{track}",
+            "--timeout=180s",
+            timeout_seconds=200,
+        )
+
     async def cluster(self) -> Any:
         return await self._kubectl.json("get", *self._in, "wsc/tables")
 
@@ -217,6 +228,10 @@ async def a_secrets_content_needs_no_rollout_and_a_bad_image_ends_as_stalled(tab
     async with connect(url, token=token(new)):
         pass
 
+    await tables.ask(image=None)
+    await tables.ready()
+    assert list(await tables.pods()) == [before], "undone, it costs no instance"
+
 
 async def test_what_a_change_means_for_clients(kubectl: Kubectl, namespaces: tuple[str, str]) -> None:
     tables, locked = (Cluster(kubectl, namespace) for namespace in namespaces)
@@ -256,9 +271,11 @@ async def new_images_by_both_strategies(tables: Cluster) -> None:
                 with counted("RollingUpdate"):
                     await tables.ask(image="tableforge/dataplane:2")
                     await tables.says("Reconciling", "of 3 instances run the new spec")
+                    said = await tables.rolled_out("a")
+                    assert await tables.images() == ["tableforge/dataplane:2"] * 3, said
+                    assert "Waiting for deployment" in said
                     await tables.ready()
                     await tables.gone()
-                assert await tables.images() == ["tableforge/dataplane:2"] * 3
                 before = await tables.pods()
 
                 # an image that nobody has, and back again

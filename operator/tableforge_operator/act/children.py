@@ -190,7 +190,12 @@ class Children:
         except (ConflictError, InvalidError, ForbiddenError, NotFoundError, ServerError) as error:
             if isinstance(error, NamespaceTerminatingError):
                 raise
-            return self._refused(secret, ownership.digest(secret), *_refusal(error, secret), memory=memory)
+            # A quota that is used up refuses also what is there; one that is gone would have left room.
+            if not isinstance(error, ForbiddenError) or key[1] not in memory.secrets_doubted:
+                return self._refused(
+                    secret, ownership.digest(secret), *_refusal(error, secret), memory=memory
+                )
+            result = "unchanged"
         memory.refusals.pop(key, None)
         memory.secrets_created.add(key[1])
         return Outcome(key=key, result=result)

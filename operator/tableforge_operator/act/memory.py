@@ -18,8 +18,10 @@ class Memory:
     refusals: dict[ChildKey, Refusal] = dataclasses.field(default_factory=dict)
     repairs: dict[ChildKey, Repairs] = dataclasses.field(default_factory=dict)
     secrets_created: set[str] = dataclasses.field(default_factory=set)
+    secrets_doubted: frozenset[str] = frozenset()
+    """Those of them that had been created when they last seemed to be gone."""
     secrets_doubted_at: float | None = None
-    """When an instance last missed one of them, so that they were created anew (monotonic)."""
+    """When one of them last seemed to be gone, so that they were created anew (monotonic)."""
     floor: Floor | None = None
     """The least number of instances, where the cluster is autoscaled."""
     costs_failed_at: float | None = None

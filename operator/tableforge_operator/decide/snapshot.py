@@ -76,8 +76,8 @@ class FleetView:
     """Where no instance is ready: what single ones say of themselves."""
     failures: tuple[str, ...] = ()
     """Why instances that should have answered didn't, a sentence each."""
-    secrets_missing: bool = False
-    """Whether an instance says that a Secret which the operator made is not there."""
+    secrets_doubted: bool = False
+    """Whether what an instance says may come of a Secret which the operator made and which is gone."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

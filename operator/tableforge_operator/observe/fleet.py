@@ -93,6 +93,7 @@ class FleetReader:
         *,
         addressees: "Addressees",
         fleet_key: str,
+        managed_redis: bool,
         previous: FleetView,
     ) -> FleetView:
         """Ask the instances. The last word of a fleet that is silent now stays in the answer."""
@@ -108,9 +109,6 @@ class FleetReader:
                 ),
                 self._healths(waiting[:HEALTH_ASKED]),
             )
-        # Where the newest is gone, an instance takes an older one, which Redis refuses.
-        without = ("PasswordMissing", "AuthenticationFailed")
-        password_missing = any(health.redis.reason in without for health in healths)
         if fleet is not None:
             metrics.FLEET_READS.labels("ok").inc()
         elif ready or waiting:
@@ -121,7 +119,7 @@ class FleetReader:
             fleet_at=now if fleet is not None else previous.fleet_at,
             healths=tuple(healths),
             failures=tuple(failures),
-            secrets_missing=key_missing or password_missing,
+            secrets_doubted=key_missing or (managed_redis and _password_doubted(fleet, healths)),
         )
 
     async def command(
@@ -261,6 +259,15 @@ class FleetReader:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise _NoAnswerError(legible(f"its answer is not what it should be: {error}")) from error
         return answer
+
+
+def _password_doubted(fleet: Fleet | None, healths: Sequence[Health]) -> bool:
+    # Where the newest is gone, an instance takes an older one, which Redis refuses.
+    without = ("PasswordMissing", "AuthenticationFailed")
+    if any(health.redis.reason in without for health in healths):
+        return True
+    # And a pod of Redis that is replaced does not start, while the instances stay ready.
+    return fleet is not None and fleet.redis.reason in (*without, "Unreachable")
 
 
 async def _bounded(response: aiohttp.ClientResponse, limit_bytes: int) -> bytearray:

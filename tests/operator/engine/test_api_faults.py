@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from devcluster.cluster import Devcluster
-from tableforge_operator.kube import CLUSTERS, Kube, resource_of
+from tableforge_operator.__main__ import LEASE_NAME
+from tableforge_operator.kube import CLUSTERS, LEASES, Kube, resource_of
 from tests.operator.engine.clusters import environments, external, find, until_condition
 from tests.operator.engine.faults import ApiProxy, Fault, injected, is_watch, is_write, of
-from tests.operator.engine.operators import AuditLog, Operator, Operators, kubectl, until
+from tests.operator.engine.operators import SYSTEM_NAMESPACE, AuditLog, Operator, Operators, kubectl, until
 
 pytestmark = pytest.mark.cluster
 
@@ -289,3 +290,28 @@ async def test_who_cannot_renew_the_lease_ends_and_the_next_one_goes_on(
     await operators()
     await kube.merge(CLUSTERS, namespace, "tables", {"spec": {"replicas": 2}}, field_manager="user")
     await scaled(kube, namespace, 2)
+
+
+async def test_the_lease_is_held_and_can_be_lost_while_the_master_key_is_fetched(
+    kube: Kube, operators: Operators, proxy: ApiProxy
+) -> None:
+    async def lease() -> Any:
+        return (await kube.get(LEASES, SYSTEM_NAMESPACE, LEASE_NAME))["spec"]
+
+    patience = {"Retry-After": "60"}
+    fault = Fault(lambda r: f"/{SYSTEM_NAMESPACE}/secrets" in r.path, status=429, headers=patience)
+    async with injected(proxy, fault):
+        operator = await operators(leads=False)
+        await proxy.hit(fault)
+        first = await lease()
+
+        async def renewed() -> bool:
+            now = await lease()
+            return now["holderIdentity"] == first["holderIdentity"] and now["renewTime"] > first["renewTime"]
+
+        await until(renewed, what="the lease is renewed", seconds=45)
+        taken = {"spec": {"holderIdentity": "another", "leaseDurationSeconds": 1}}
+        await kube.merge(LEASES, SYSTEM_NAMESPACE, LEASE_NAME, taken, field_manager="user")
+        assert await operator.child.ended(45) == 1
+    assert "another operator holds the lease" in operator.child.output()
+    assert fault.hits == 1

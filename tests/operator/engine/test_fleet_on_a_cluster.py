@@ -1,12 +1,14 @@
 """The status tells what the instances say, over real HTTP to pods' addresses."""
 
 import base64
+import json
 
 import pytest
 
+from devcluster.cluster import Devcluster
 from tableforge_operator.kube import CLUSTERS, SECRETS, Kube, Object, resource_of
-from tests.operator.engine.clusters import created, events, external, until_condition
-from tests.operator.engine.operators import AuditLog, Operators, until
+from tests.operator.engine.clusters import created, events, external, manifest, until_condition
+from tests.operator.engine.operators import AuditLog, Operators, kubectl, until
 from tests.operator.engine.pods import AWAY, Instance, fleet, health, pods_of, set_pod
 
 pytestmark = pytest.mark.cluster
@@ -80,6 +82,64 @@ async def test_from_waiting_for_a_secret_to_ready_to_redis_away_and_back(
     for reason in ("Created", "Ready", "RedisConnected", "RedisNotReady", "NotReady"):
         assert reason in told
     assert told.count("Ready") <= 2
+
+
+async def test_redis_deleted_secret_is_there_again_once_its_absence_shows(
+    kube: Kube, namespace: str, operators: Operators, address: str
+) -> None:
+    async def secret() -> Object | None:
+        secrets, _ = await kube.list(SECRETS, namespace)
+        return next((one for one in secrets if "-redis-" in one["metadata"]["name"]), None)
+
+    await operators()
+    await kube.apply(manifest(namespace), field_manager="user", force=True)
+    pod = await one_pod(kube, namespace)
+    async with Instance(address).serving() as instance:
+        instance.fleet = fleet(names=[pod["metadata"]["name"]])
+        await set_pod(kube, pod, address=address, ready=True)
+
+        async def asked() -> bool:
+            return bool(instance.fleet_keys)
+
+        await until(asked, what="the fleet is asked")
+        before = await until(secret, what="Redis's Secret")
+        await kube.delete(SECRETS, namespace, before["metadata"]["name"], uid=before["metadata"]["uid"])
+        instance.fleet = fleet(names=[pod["metadata"]["name"]], redis=AWAY)
+        after = await until(secret, what="it is there again", seconds=60)
+    assert after["metadata"]["name"] == before["metadata"]["name"]
+    assert after["data"] == before["data"], "the same password"
+
+
+async def test_a_redis_that_is_away_costs_nothing_where_a_quota_leaves_no_room_for_its_secret(
+    kube: Kube, installed: Devcluster, namespace: str, operators: Operators, address: str, audit: AuditLog
+) -> None:
+    operator = await operators()
+    await kube.apply(manifest(namespace), field_manager="user", force=True)
+    await created(kube, namespace)
+    words = ("-n", namespace, "quota", "full")
+    kubectl(installed.kubeconfig, "create", *words, "--hard=count/secrets=2")
+
+    async def used_up() -> bool:
+        live = json.loads(kubectl(installed.kubeconfig, "get", *words, "-o=json"))
+        return bool(live.get("status", {}).get("used") == {"count/secrets": "2"})
+
+    await until(used_up, what="the quota is used up")
+    pod = await one_pod(kube, namespace)
+    start = audit.position()
+    async with Instance(address).serving() as instance:
+        instance.fleet = fleet(names=[pod["metadata"]["name"]], redis=AWAY)
+        await set_pod(kube, pod, address=address, ready=True)
+
+        async def refused() -> bool:
+            asked = [one for one in audit.requests(start) if one["objectRef"]["resource"] == "secrets"]
+            return [one["responseStatus"]["code"] for one in asked] == [403, 403]
+
+        await until(refused, what="both Secrets are tried")
+        instance.fleet = fleet(names=[pod["metadata"]["name"]])
+        async with operator.turning(3):
+            pass
+    assert "QuotaExceeded" not in [reason for reason, _ in await events(kube, namespace)]
+    assert "full" not in str((await status(kube, namespace))["conditions"])
 
 
 async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(

@@ -5,6 +5,7 @@ import contextlib
 import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -22,7 +23,7 @@ from tableforge_dataplane.contract.fleet import (
 from tableforge_operator.decide.snapshot import FleetView
 from tableforge_operator.observe import fleet as reading
 from tableforge_operator.observe.fleet import Addressees, CommandNotTakenError, FleetReader, addressees
-from tests.operator.engine.pods import FLEET_PORT, Instance, fleet, health
+from tests.operator.engine.pods import CONNECTED, FLEET_PORT, Instance, fleet, health
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -57,13 +58,16 @@ async def answering(handler: Handler, address: str) -> AsyncIterator[None]:
         await runner.cleanup()
 
 
-async def read(reader: FleetReader, *ready: str, waiting: tuple[str, ...] = ()) -> FleetView:
+async def read(
+    reader: FleetReader, *ready: str, waiting: tuple[str, ...] = (), managed_redis: bool = True
+) -> FleetView:
     return await reader.read(
         addressees=Addressees(
             ready=tuple((f"pod-{address}", address) for address in ready),
             waiting=tuple((f"pod-{address}", address) for address in waiting),
         ),
         fleet_key="key",
+        managed_redis=managed_redis,
         previous=FleetView(),
     )
 
@@ -206,6 +210,7 @@ async def test_what_was_heard_last_stays_when_nobody_answers(reader: FleetReader
     view = await reader.read(
         addressees=Addressees(ready=(("pod", loopback()),), waiting=()),
         fleet_key="key",
+        managed_redis=True,
         previous=known,
     )
     assert (view.fleet, view.fleet_at) == (known.fleet, 12.0)
@@ -218,16 +223,38 @@ async def test_instances_that_are_not_ready_say_what_they_wait_for(reader: Fleet
         view = await read(reader, waiting=(instance.address, loopback()))
         assert view.fleet is None
         assert [said.waiting_for for said in view.healths] == [["Secret x is missing."]]
-        assert not view.secrets_missing
+        assert not view.secrets_doubted
         missing = msgspec.structs.replace(instance.health.redis, connected=False, reason="PasswordMissing")
         instance.health = msgspec.structs.replace(instance.health, redis=missing)
-        assert (await read(reader, waiting=(instance.address,))).secrets_missing
+        assert (await read(reader, waiting=(instance.address,))).secrets_doubted
 
 
 async def test_a_fleet_that_is_off_hints_at_a_missing_key(reader: FleetReader) -> None:
     async with Instance(loopback()).serving() as instance:
         instance.fleet = None
-        assert (await read(reader, instance.address)).secrets_missing
+        assert (await read(reader, instance.address)).secrets_doubted
+
+
+@pytest.mark.parametrize(
+    ("reason", "while_ready", "while_not"),
+    [
+        ("Connected", False, False),
+        ("OutOfMemory", False, False),
+        ("PasswordMissing", True, True),
+        ("AuthenticationFailed", True, True),
+        ("Unreachable", True, False),
+    ],
+)
+async def test_the_secret_with_a_managed_redis_password_is_doubted_where_its_absence_would_look_so(
+    reader: FleetReader, reason: Any, while_ready: bool, while_not: bool
+) -> None:
+    async with Instance(loopback()).serving() as ready, Instance(loopback()).serving() as waiting:
+        state = msgspec.structs.replace(CONNECTED, connected=reason == "Connected", reason=reason)
+        ready.fleet, waiting.health = fleet(redis=state), health(redis=state)
+        assert (await read(reader, ready.address)).secrets_doubted == while_ready
+        assert (await read(reader, waiting=(waiting.address,))).secrets_doubted == while_not
+        both = await read(reader, ready.address, waiting=(waiting.address,), managed_redis=False)
+        assert not both.secrets_doubted
 
 
 async def test_a_thousand_instances_with_all_their_rooms_are_read(reader: FleetReader) -> None:

@@ -16,8 +16,18 @@ import yaml
 
 from devcluster.cluster import Devcluster
 from tableforge_dataplane.contract import endpoints
-from tableforge_operator.kube import CLAIMS, CLUSTERS, PODS, SECRETS, Kube, Object
-from tests.operator.engine.clusters import children, condition, events, external, find, manifest
+from tableforge_operator.decide.resources import OPTIONAL_KINDS, OWNED_KINDS
+from tableforge_operator.kube import (
+    CLAIMS,
+    CLUSTERS,
+    PODS,
+    REPLICA_SETS,
+    SECRETS,
+    Kube,
+    Object,
+    resource_of,
+)
+from tests.operator.engine.clusters import condition, events, external, find, manifest
 from tests.operator.engine.operators import Operators, kubectl, until
 from tests.operator.engine.pods import Instance, health, pods_of, set_pod
 
@@ -25,6 +35,14 @@ pytestmark = pytest.mark.cluster
 
 Case = Callable[["Place"], Awaitable[None]]
 CASES: list[Case] = []
+
+CLAIM = "data-tables-redis-0"
+LOOKED_AT = (
+    *(resource_of(kind.api_version, kind.kind) for kind in OWNED_KINDS if kind.kind not in OPTIONAL_KINDS),
+    *(CLAIMS, PODS, REPLICA_SETS, SECRETS),
+)
+"""Whatever there can be of a cluster; the kinds of others' CRDs are not installed here."""
+OF_EVERY_NAMESPACE = {("ConfigMap", "kube-root-ca.crt"), ("ServiceAccount", "default")}
 
 
 class Place:
@@ -35,6 +53,8 @@ class Place:
         self.config = config
         self.namespace = namespace
         self.address = address
+        self.stays: set[tuple[str, str]] = set()
+        """What is not the cluster's, or not any more once it is deleted: kinds and names."""
 
     async def put(self, *objects: Object) -> None:
         """Have these, in the namespace where they have one."""
@@ -92,17 +112,37 @@ class Place:
         return await condition(self.kube, self.namespace, "Ready")
 
     async def gone(self) -> None:
-        """Delete the cluster and wait until nothing of it is left."""
+        """Delete the cluster and wait until nothing of it is left but what stays."""
         cluster = await self.kube.get(CLUSTERS, self.namespace, "tables")
         await self.kube.delete(CLUSTERS, self.namespace, "tables", uid=cluster["metadata"]["uid"])
 
-        async def nothing_left() -> bool:
-            pods, _ = await self.kube.list(PODS, self.namespace)
-            secrets, _ = await self.kube.list(SECRETS, self.namespace)
-            return not (pods or secrets or await children(self.kube, self.namespace))
+        left: set[tuple[str, str]] = set()
 
-        # The garbage collector learns of a new CRD within 30 seconds.
-        await until(nothing_left, what=f"nothing is left in {self.namespace}", seconds=90)
+        async def nothing_left() -> bool:
+            nonlocal left
+            left = set()
+            for resource in LOOKED_AT:
+                items, _ = await self.kube.list(resource, self.namespace)
+                left |= {(resource.kind, item["metadata"]["name"]) for item in items}
+            left -= OF_EVERY_NAMESPACE
+            return left == self.stays
+
+        try:
+            # The garbage collector learns of a new CRD within 30 seconds.
+            await until(nothing_left, what=f"nothing is left in {self.namespace}", seconds=90)
+        except AssertionError as error:
+            raise AssertionError(
+                f"{error}; {sorted(left)} are there, {sorted(self.stays)} should be"
+            ) from error
+
+    async def keeps_its_claim(self) -> None:
+        """Unless said otherwise the claim of a managed Redis stays, though it may never get a volume."""
+
+        async def there() -> bool:
+            return await find(self.kube, CLAIMS.api_version, CLAIMS.kind, self.namespace, CLAIM) is not None
+
+        await until(there, what="Redis's claim", seconds=60)
+        self.stays.add((CLAIMS.kind, CLAIM))
 
 
 def case(function: Case) -> Case:
@@ -119,6 +159,7 @@ async def pods_beyond_a_quota(place: Place) -> None:
         "Lower spec.pod.resources or spec.replicas, or have ResourceQuota small raised.",
         reason="QuotaExceeded",
     )
+    await place.keeps_its_claim()
 
 
 @case
@@ -132,6 +173,7 @@ async def a_redis_beyond_a_quota(place: Place) -> None:
         reason="RedisStarting",
         event=False,
     )
+    await place.keeps_its_claim()
 
 
 @case
@@ -185,6 +227,7 @@ async def a_priority_class_that_does_not_exist(place: Place) -> None:
 async def a_node_port_that_is_taken(place: Place) -> None:
     taken = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 31999}]}
     await place.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "first"}, "spec": taken})
+    place.stays.add(("Service", "first"))
     await place.ask(external(place.namespace, service={"type": "NodePort", "nodePort": 31999}))
     await place.says(
         "provided port is already allocated",
@@ -325,6 +368,7 @@ async def a_storage_class_that_does_not_exist(place: Place) -> None:
         return (await place.ready()).get("reason") == "RedisStarting"
 
     await until(noticed, what="the class is there, and nothing more is said of it", seconds=60)
+    await place.keeps_its_claim()
 
 
 @case
@@ -332,7 +376,7 @@ async def a_claim_that_is_somebody_elses(place: Place) -> None:
     claim = {
         "apiVersion": "v1",
         "kind": "PersistentVolumeClaim",
-        "metadata": {"name": "data-tables-redis-0"},
+        "metadata": {"name": CLAIM},
         "spec": {
             "accessModes": ["ReadWriteOnce"],
             "storageClassName": "",
@@ -340,7 +384,7 @@ async def a_claim_that_is_somebody_elses(place: Place) -> None:
         },
     }
     await place.put(claim)
-    before = await place.kube.get(CLAIMS, place.namespace, "data-tables-redis-0")
+    before = await place.kube.get(CLAIMS, place.namespace, CLAIM)
     await place.ask(
         manifest(place.namespace, redis={"managed": {"persistence": {"onDelete": "Delete"}}}),
     )
@@ -351,16 +395,18 @@ async def a_claim_that_is_somebody_elses(place: Place) -> None:
         stalled=True,
     )
     assert await find(place.kube, "apps/v1", "StatefulSet", place.namespace, "tables-redis") is None
-    after = await place.kube.get(CLAIMS, place.namespace, "data-tables-redis-0")
+    after = await place.kube.get(CLAIMS, place.namespace, CLAIM)
     assert after["metadata"].get("ownerReferences") is None
     assert after["metadata"]["uid"] == before["metadata"]["uid"]
     labels = {"tableforge.io/cluster": "tables", "app.kubernetes.io/component": "redis"}
     await place.put({**claim, "metadata": {**claim["metadata"], "labels": labels}})
 
     async def taken() -> bool:
-        return await find(place.kube, "apps/v1", "StatefulSet", place.namespace, "tables-redis") is not None
+        live = await place.kube.get(CLAIMS, place.namespace, CLAIM)
+        owners = live["metadata"].get("ownerReferences") or ()
+        return [(owner["kind"], owner["name"]) for owner in owners] == [("StatefulSet", "tables-redis")]
 
-    await until(taken, what="what bears the cluster's labels is taken", seconds=60)
+    await until(taken, what="what bears the cluster's labels is taken, and goes with it", seconds=60)
 
 
 @case
