@@ -27,6 +27,7 @@ WALL = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 GATEWAY = Settings(mode="Gateway")
 SERVICE = Settings(mode="Service")
 SLICED: Mapping[str, Sequence[int]] = {"a": [40] * 10, "b": [], "c": []}
+LEAVING = "the fleet shrinks"
 UNEVEN: Mapping[str, Sequence[int]] = {"a": [100, 80, 60, 40, 20], "b": [50], "c": [50]}
 
 
@@ -45,7 +46,7 @@ class Driver:
         self.news: list[str] = []
         self.request: str | None = None
         self.redis_connected = True
-        self.shrinking = False
+        self.leaving = ""
 
     def load(self, *, age: float = 0.0) -> Load:
         """Every record as it would be written now."""
@@ -69,7 +70,7 @@ class Driver:
             load=load or self.load(age=age),
             seen_at=self.now,
             redis_connected=self.redis_connected,
-            shrinking=self.shrinking,
+            leaving=self.leaving,
         )
         turn = cycle.step(
             self.state,
@@ -555,14 +556,83 @@ def test_a_request_is_planned_for_at_once_and_once() -> None:
 @pytest.mark.parametrize("request_", [None, "now"])
 def test_nobody_is_sent_to_instances_that_leave_next(request_: str | None) -> None:
     driver = Driver(UNEVEN)
-    driver.shrinking, driver.request = True, request_
+    driver.leaving, driver.request = LEAVING, request_
     for _ in range(20):
         turn = driver.turn()
         assert turn.state.work is None
-    assert (turn.report.reason, turn.report.last_request) == ("AboveThreshold", None)
-    assert "Instances are leaving" in turn.report.message
-    driver.shrinking = False
+    assert (turn.report.balanced, turn.report.reason) == ("False", "InstancesLeave")
+    assert turn.report.last_request is None
+    asks = ", though tableforge.io/rebalance asks" if request_ else ""
+    assert turn.report.message.endswith(f"Nothing is planned while the fleet shrinks{asks}.")
+    driver.leaving = ""
     assert driver.until_planned().report.last_request == request_
+
+
+def test_an_even_fleet_says_only_that_a_request_waits_for_instances_to_leave() -> None:
+    driver = Driver({"a": [50], "b": [50]})
+    driver.leaving = LEAVING
+    for _ in range(3):
+        turn = driver.turn()
+    assert (turn.report.balanced, turn.report.reason) == ("True", "WithinThreshold")
+    driver.request = "now"
+    turn = driver.turn()
+    assert (turn.report.balanced, turn.report.reason) == ("True", "InstancesLeave")
+    driver.leaving = ""
+    assert driver.turn().report.last_request == "now"
+
+
+def test_a_plan_under_way_goes_no_further_once_instances_leave() -> None:
+    driver, first = sliced()
+    driver.answer(first)
+    driver.leaving = LEAVING
+    for seconds in (1, 5, 20, 60):
+        turn = driver.turn(seconds)
+        assert turn.commands == ()
+        assert turn.report.phase == "Rebalancing"
+        if seconds == 1:
+            (stopped,) = turn.news
+            assert stopped.message == (
+                "The fleet shrinks: nothing more is begun. "
+                "Of 6 rooms 0 moved, 2 are on the way and go on, 4 stay."
+            )
+        driver.changes["a"]["following"] = 80
+    driver.follow(first)
+    turn = driver.turn(1)
+    assert (turn.state.work, turn.report.moves_done, turn.report.moves_failed) == (None, 2, 0)
+    assert driver.news == ["RebalanceStarted", "RebalanceStopped", "RebalanceFinished"]
+    for _ in range(10):
+        assert driver.turn(30).state.work is None
+    driver.leaving = ""
+    over = driver.now
+    driver.until_planned()
+    assert driver.now - over <= driver.settings.interval_seconds
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_nobody_sheds_and_nobody_is_closed_any_more_once_instances_leave(answered: bool) -> None:
+    driver = Driver(UNEVEN, SERVICE)
+    driver.until_planned()
+    driver.changes["a"]["closed"] = True
+    turn = driver.turn(5)
+    if answered:
+        driver.answer(*turn.commands)
+    driver.leaving = LEAVING
+    turn = driver.turn(5)
+    assert (turn.state.work, turn.closed) == (None, frozenset())
+    (stop,) = turn.commands
+    assert isinstance(stop, ShedClients)
+    assert (stop.instance, stop.connections) == ("a", 0)
+    # It was not for want of clients that follow.
+    assert turn.state.fruitless == 0
+
+
+def test_who_was_to_be_closed_is_not_once_instances_leave() -> None:
+    driver = Driver(UNEVEN, SERVICE)
+    assert driver.until_planned().closed == {"a"}
+    driver.leaving = LEAVING
+    turn = driver.turn(5)
+    assert (turn.state.work, turn.closed, turn.commands) == (None, frozenset(), ())
+    assert (turn.report.moves_done, turn.report.moves_failed) == (0, 0)
 
 
 def test_a_request_comes_again_when_the_annotation_was_taken_away() -> None:

@@ -23,6 +23,7 @@ Reason = (
         "NoConnections",
         "Rebalancing",
         "AboveThreshold",
+        "InstancesLeave",
         "ClientsStay",
         "NobodyAccepts",
         "NoInstances",
@@ -72,8 +73,11 @@ class Sight:
     seen_at: float = 0.0
     """Monotonic seconds of the answer it is from."""
     redis_connected: bool = True
-    shrinking: bool = False
-    """Whether instances are on their way out, one after the other: the emptiest, which a plan would fill."""
+    leaving: str = ""
+    """Why instances are on their way out, or will be next, as the end of a sentence; empty where none is.
+
+    A plan would fill who leaves next, and needs the budget that draws on those who leave.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -153,8 +157,8 @@ class Work:
     """Ids of the commands that were answered."""
     next_at: float = -math.inf
     """When more moves may begin, though the last ones are not done."""
-    stopped: bool = False
-    """Whether it was switched off: nothing more of it begins."""
+    stopped: str = ""
+    """Why nothing more of it begins; empty where it goes on."""
     clients: int
     misplaced: float
     """The share of clients that were on the wrong instance before."""
