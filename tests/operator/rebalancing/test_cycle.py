@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -220,6 +221,53 @@ def test_plans_that_come_to_nothing_double_the_time_to_the_next() -> None:
         driver.rooms["a"] = {f"again-{number}-{room}": count for room, count in driver.rooms["a"].items()}
     waits = [later - earlier for earlier, later in itertools.pairwise(planned)]
     assert [120 <= waits[0] < 240, 240 <= waits[1] < 480, 480 <= waits[2] < 960] == [True] * 3
+
+
+def fruitless() -> Driver:
+    """A driver after plans that came to nothing, the last one just now."""
+    driver = Driver(UNEVEN)
+    driver.turn(1)
+    driver.state = dataclasses.replace(driver.state, fruitless=5, planned_at=driver.now)
+    for _ in range(4):
+        assert driver.turn(30).state.work is None
+    return driver
+
+
+def test_for_an_instance_that_is_new_the_next_plan_need_not_be_waited_for() -> None:
+    driver = fruitless()
+    driver.rooms["new"], driver.changes["new"] = {}, {}
+    joined = driver.now
+    driver.until_planned()
+    assert driver.now - joined <= driver.settings.interval_seconds
+
+
+def test_an_instance_that_comes_while_a_plan_comes_to_nothing_is_new_after_it() -> None:
+    driver = Driver(UNEVEN)
+    driver.answer(*driver.until_planned().commands)
+    driver.rooms["new"], driver.changes["new"] = {}, {}
+    while driver.state.work is not None:
+        driver.turn(30)
+    assert (driver.news[-1], driver.state.fruitless) == ("RebalanceFinished", 0)
+
+
+@pytest.mark.parametrize("change", [{"alive": False}, {"accepting": False}])
+def test_an_instance_that_comes_back_is_not_new(change: dict[str, bool]) -> None:
+    driver = fruitless()
+    driver.changes["b"].update(change)
+    driver.turn(30)
+    driver.changes["b"].clear()
+    driver.turn(30)
+    assert driver.state.fruitless == 5
+
+
+def test_who_switches_it_off_and_on_need_not_wait_for_the_next_plan() -> None:
+    driver = fruitless()
+    driver.settings = dataclasses.replace(driver.settings, enabled=False)
+    driver.turn(1)
+    driver.settings = dataclasses.replace(driver.settings, enabled=True)
+    switched = driver.now
+    driver.until_planned()
+    assert driver.now - switched <= driver.settings.interval_seconds
 
 
 def test_moves_that_the_fleet_refuses_have_failed() -> None:
@@ -492,6 +540,28 @@ def test_what_stands_in_the_way_is_said_and_stays(
         assert turn.commands == ()
     assert len(messages) == 1
     assert len(driver.news) <= 1
+
+
+def test_load_that_hovers_at_the_threshold_is_not_told_of_again_and_again() -> None:
+    rng = random.Random(1)
+    driver = Driver({"a": [1080], "b": [810], "c": [810]})
+    conditions = []
+    for _ in range(2000):
+        for rooms, usual in zip(driver.rooms.values(), (1080, 810, 810), strict=True):
+            for room in rooms:
+                rooms[room] = round(usual * rng.uniform(0.98, 1.02))
+        conditions.append(driver.turn(30).report.balanced)
+    assert {"True", "False"} <= set(conditions), "it does not hover"
+    assert driver.news == ["RebalanceBlocked"]
+    # Once it was clearly even, it is news again.
+    for usual in (810, 1080):
+        driver.rooms["a"] = dict.fromkeys(driver.rooms["a"], usual)
+        for _ in range(60):
+            driver.turn(30)
+    driver.rooms["a"] = dict.fromkeys(driver.rooms["a"], 1400)
+    for _ in range(60):
+        driver.turn(30)
+    assert driver.news == ["RebalanceBlocked"] * 2
 
 
 def test_a_budget_that_is_too_small_is_named() -> None:

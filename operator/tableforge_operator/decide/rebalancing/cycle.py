@@ -156,6 +156,7 @@ class _Step:
         if self.state.work is None:
             if not self.settings.enabled:
                 return self._disabled()
+            self._welcome(load)
             found = self._nothing_to_compare(load)
             if found is not None:
                 return found
@@ -346,10 +347,20 @@ class _Step:
 
     def _disabled(self) -> Turn:
         # What is read later has nothing to do with what was read before.
-        self._remember(averages=averages.Averages(), balanced=None, obstacle=None, goes_on=False, told="")
+        self._remember(
+            averages=averages.Averages(), balanced=None, obstacle=None, goes_on=False, told="", fruitless=0
+        )
         return self._done("Stopped", "Unknown", "Disabled", f"{_OFF}: load is left as it is.")
 
     # Whether to plan, and what.
+
+    def _welcome(self, load: Load) -> None:
+        """With an instance that is new, what came to nothing before may come to something."""
+        known = self.state.known & {one.name for one in load.instances}
+        taking_part = {one.name for one in load.instances if one.takes_part}
+        self._remember(
+            known=known | taking_part, fruitless=0 if taking_part - known else self.state.fruitless
+        )
 
     def _blind(self) -> tuple[Reason, str] | None:
         load, most = self.sight.load, STALE_HEARTBEATS * self.settings.heartbeat_seconds
@@ -393,7 +404,10 @@ class _Step:
         if known.certain(READINGS) > self.settings.threshold:
             self._remember(balanced=False)
         elif self._all_known(load) and known.spread() <= self.settings.threshold:
-            self._remember(balanced=True, obstacle=None, busy=(), told="", fruitless=0)
+            self._remember(balanced=True, obstacle=None, busy=())
+            if known.spread() <= AIM * self.settings.threshold:
+                # Load that hovers at the threshold is not told of each time, nor tried anew.
+                self._remember(told="", fruitless=0)
 
     def _waits_until(self) -> float:
         interval = self.settings.interval_seconds

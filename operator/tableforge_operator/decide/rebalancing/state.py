@@ -200,6 +200,8 @@ class State:
     planned_at: float | None = None
     fruitless: int = 0
     """Plans in a row that came to nothing: each doubles the time to the next."""
+    known: frozenset[str] = frozenset()
+    """The instances that have taken part, and are still there."""
     goes_on: bool = False
     """Whether the last plan was cut short: the next one need not be sure again."""
     obstacle: Obstacle | None = None
