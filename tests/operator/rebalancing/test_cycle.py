@@ -722,7 +722,15 @@ def test_a_request_waits_for_the_plan_under_way() -> None:
     driver.request = "now-x"
     assert driver.turn(1).report.last_request is None
     driver.follow(*turn.commands)
-    assert driver.turn(30).report.last_request == "now-x"
+    driver.rooms["a"]["new"] = 400
+    done = turn.report.moves_planned
+    turn = driver.turn(30)
+    assert turn.report.last_request == "now-x"
+    # It is under way, and what became of the one before is not forgotten.
+    assert (turn.state.work is not None, turn.report.moves_done) == (True, 0)
+    assert turn.finished is not None
+    assert (turn.finished.done, turn.finished.failed) == (done, 0)
+    assert driver.turn(1).finished is None
 
 
 def test_a_request_moves_what_cools() -> None:

@@ -124,6 +124,7 @@ class _Step:
         self.state, self.sight, self.settings = state, sight, settings
         self.now, self.wall, self.reign = now, wall, reign
         self.news: list[News] = []
+        self.finished: Result | None = None
         if request is None:
             # Taken away, so that the same word counts when it comes back.
             self._remember(last_request=None)
@@ -335,6 +336,7 @@ class _Step:
             goes_on=work.cut_short and of_use,
             last=dataclasses.replace(self.state.last, done=done, failed=failed),
         )
+        self.finished = self.state.last
         spread = f"{spread_of(load, measure):.2f} now" if load else "not known now"
         whys = words.failures(work)
         self._tell(
@@ -575,6 +577,7 @@ class _Step:
                 last_request=state.last_request,
             ),
             news=tuple(self.news),
+            finished=self.finished,
             again_in_seconds=self._again(),
         )
 

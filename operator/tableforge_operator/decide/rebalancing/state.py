@@ -253,5 +253,7 @@ class Turn:
     """Instances that must take no new clients for now. Every other cordon of the planner's is taken back."""
     report: Report
     news: tuple[News, ...] = ()
+    finished: Result | None = None
+    """Of a plan that ended in this turn; another one may have begun since."""
     again_in_seconds: float
     """When there may be something to do, at the latest."""
