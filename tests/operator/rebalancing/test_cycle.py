@@ -162,6 +162,17 @@ def test_a_plan_is_sent_until_it_is_answered_and_done_when_the_clients_have_arri
     assert turn.report.last_plan_at is not None
 
 
+def test_right_after_a_plan_of_use_load_is_not_said_to_be_above_the_threshold() -> None:
+    driver = Driver(UNEVEN)
+    driver.follow(*driver.until_planned().commands)
+    turn = driver.turn(30)
+    assert turn.state.work is None
+    assert turn.report.spread is not None
+    assert turn.report.spread <= driver.settings.threshold
+    assert (turn.report.phase, turn.report.balanced, turn.report.reason) == ("Idle", "False", "Measuring")
+    assert driver.turn(30).report.reason == "WithinThreshold"
+
+
 def test_a_room_that_was_moved_stays_for_the_cooldown() -> None:
     driver = Driver({"a": [100, 100], "b": []})
     driver.follow(*driver.until_planned().commands)

@@ -547,6 +547,9 @@ class _Step:
                 f"next one waits for {settings.interval_seconds * (1 << state.fruitless):g} seconds."
             )
             return self._done("Idle", "False", "ClientsStay", message)
+        if not self._all_known(load) and self._spread(load) <= settings.threshold:
+            message = f"{uneven}. It counts as even once instances have told it anew."
+            return self._done("Idle", "False", "Measuring", message)
         return self._done("Idle", "False", "AboveThreshold", f"{uneven}; it is mended where it lasts.")
 
     def _done(
