@@ -269,9 +269,9 @@ class Reconciler:
         else:
             turn = balance.step(typed, snapshot, before, now, reign=reign, requested_at=since)
         memory.rebalancing, memory.spread = turn.state, turn.report.spread
-        if before.work is not None and turn.state.work is None:
-            metrics.REBALANCE_MOVES.labels("done").inc(turn.state.last.done)
-            metrics.REBALANCE_MOVES.labels("failed").inc(turn.state.last.failed)
+        if turn.finished is not None:
+            metrics.REBALANCE_MOVES.labels("done").inc(turn.finished.done)
+            metrics.REBALANCE_MOVES.labels("failed").inc(turn.finished.failed)
         for one in turn.news:
             metrics.REBALANCES.labels(one.reason).inc()
             log.info(

@@ -29,12 +29,16 @@ CYCLES: Final = 2
 """Within so many plans that begin after a change load is even again, whatever it was."""
 PLANNED_WITHIN_SECONDS: Final = INTERVAL_SECONDS + READING_SECONDS + PLAN_SECONDS + READING_SECONDS
 """When the second of two plans begins at the latest: one interval, one plan, and the readings before each."""
+CHANGE_SECONDS: Final = 90
+"""How long a change itself takes at most, until all instances and all clients are there."""
+EVEN_WITHIN_SECONDS: Final = CHANGE_SECONDS + PLANNED_WITHIN_SECONDS + PLAN_SECONDS + READING_SECONDS
+"""How long from a change until load is even, and said to be."""
 
 FULL: Final = os.environ.get("TABLEFORGE_FAULTS") == "full"
 CLIENTS: Final = 600 if FULL else 150
 RECONNECTS_PER_SECOND: Final = 40 if FULL else 10
 FAULTS: Final = 6 if FULL else 1
-"""At each number of instances."""
+"""At each number of instances; the kinds take turns."""
 QUICK: Final = {
     "scaling": {"heartbeatInterval": f"{HEARTBEAT_SECONDS}s", "cleanupInterval": "2s"},
     "clustering": {
@@ -178,6 +182,7 @@ class Changes:
         self._tables = tables
         self._crowd = crowd
         self._rng = rng
+        self._pod_next = rng.random() < 0.5
         self._plans_before = 0
         self._what = "the start"
 
@@ -188,10 +193,10 @@ class Changes:
         print(f"{what}: {dict(self._crowd.connections())}")
 
     async def break_one(self) -> None:
-        """Kill an instance: its process or its pod, which one and how the seed decides."""
+        """Kill an instance, which one the seed decides: its process and its pod by turns."""
         await asyncio.sleep(self._rng.uniform(0.0, 2.0))
         victim = self._rng.choice(sorted(await self._tables.instances()))
-        gone = self._rng.random() < 0.5
+        gone, self._pod_next = self._pod_next, not self._pod_next
         await self.begin(f"the {'pod' if gone else 'server'} of {victim} is killed")
         self._crowd.kill(victim, for_good=gone)
         if gone:
@@ -259,7 +264,8 @@ class Changes:
                 return None
             return f"spread {spread:.2f}, {dict(found)} on {sorted(ready)}, {status}"
 
-        await until(uneven, f"{self._what}: {instances} instances share the clients")
+        what = f"{self._what}: {instances} instances share the clients"
+        await until(uneven, what, seconds=EVEN_WITHIN_SECONDS)
         plans = (await self._tables.told("RebalanceStarted"))[self._plans_before :]
         print(f"  even again: {dict(self._crowd.connections())}, {len(plans)} plans: {plans}")
         plans = plans[plans_before - self._plans_before :]

@@ -79,7 +79,7 @@ def step(
     )
     turn = cycle.step(
         state,
-        sight=_sight(cluster, snapshot),
+        sight=_sight(cluster, snapshot, now),
         settings=_settings(cluster),
         now=now.monotonic,
         wall=now.wall,
@@ -158,27 +158,36 @@ def _settings(cluster: WebSocketCluster) -> Settings:
     )
 
 
-def _sight(cluster: WebSocketCluster, snapshot: Snapshot) -> Sight:
+def _sight(cluster: WebSocketCluster, snapshot: Snapshot, now: Now) -> Sight:
     if cluster.spec.replicas == 0:
         # Nobody is there to ask: that is known, however long ago somebody last answered.
         return Sight(load=Load(instances=()), seen_at=math.inf)
     fleet = snapshot.fleet.fleet
     if fleet is None or fleet.as_of <= 0:
         # 0: an instance that has not read the fleet yet knows of itself alone.
-        return Sight(load=None)
+        return Sight(load=None, leaving=_leaving(cluster, snapshot, now))
     apart = {record.instance for record in fleet.instances} - _accepting(cluster, snapshot)
     return Sight(
         load=load_of(fleet, cordoned=apart),
         seen_at=snapshot.fleet.fleet_at,
         redis_connected=fleet.redis.connected,
-        shrinking=_shrinks(cluster, snapshot),
+        leaving=_leaving(cluster, snapshot, now),
     )
 
 
-def _shrinks(cluster: WebSocketCluster, snapshot: Snapshot) -> bool:
-    """Whether the fleet is still larger than the spec says: instances leave some at a time."""
+def _leaving(cluster: WebSocketCluster, snapshot: Snapshot, now: Now) -> str:
+    """Why instances leave, or will next; empty where none does. What is only added takes nobody's place."""
     fleet = rollout.deployment(cluster, snapshot, active_track(cluster, snapshot))
-    return fleet is not None and not cluster.autoscaled and rollout.size_of(fleet) > cluster.spec.replicas
+    if fleet is not None and not cluster.autoscaled and rollout.size_of(fleet) > cluster.spec.replicas:
+        return "the fleet shrinks"
+    if rollout.replaces_instances(cluster, snapshot):
+        return "a rollout replaces instances"
+    for pod in instances.of_tracks(cluster, snapshot):
+        # The time until which it may take. One that is there still is on a node that does not answer.
+        until = parse_time(pod["metadata"].get("deletionTimestamp"))
+        if until is not None and now.wall <= until:
+            return "instances leave"
+    return ""
 
 
 def _accepting(cluster: WebSocketCluster, snapshot: Snapshot) -> frozenset[str]:

@@ -36,7 +36,7 @@ def under_way(
     deployment = rollout.deployment(cluster, snapshot, plan.prepared or plan.active)
     for condition in ((deployment or {}).get("status") or {}).get("conditions") or ():
         if condition.get("type") == "Progressing":
-            gave_up = condition.get("reason") == "ProgressDeadlineExceeded"
+            gave_up = condition.get("reason") == rollout.GAVE_UP
             told = parse_time(condition.get("lastUpdateTime"))
             known = [at for at in (told, _sent_away(cluster, snapshot)) if at is not None]
             return None if gave_up else max(known, default=None), gave_up

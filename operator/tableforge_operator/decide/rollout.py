@@ -31,6 +31,10 @@ PAUSES_SECONDS: Final = (
 """What `minReadySeconds` can be: in coarse steps, since each change of it is a write."""
 
 
+GAVE_UP: Final = "ProgressDeadlineExceeded"
+"""What a Deployment says in its condition `Progressing` where its controller waits no longer."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scale:
     """A Deployment whose template stays as it is, and how many instances it should have."""
@@ -137,6 +141,24 @@ def complete(deployment: Object) -> bool:
         and state.get("replicas", 0) == state.get("updatedReplicas", 0) == size
         and state.get("readyReplicas", 0) >= size
     )
+
+
+def replaces_instances(cluster: WebSocketCluster, snapshot: Snapshot) -> bool:
+    """Whether instances that serve clients, or did until now, give way to others.
+
+    Not where that has come to nothing: who is left stays until the template is mended.
+    """
+    active = active_track(cluster, snapshot)
+    here, there = deployment(cluster, snapshot, active), deployment(cluster, snapshot, other(active))
+    if here is None:
+        return False
+    state = here.get("status") or {}
+    if any(condition.get("reason") == GAVE_UP for condition in state.get("conditions") or ()):
+        return False
+    unseen = state.get("observedGeneration", 0) < here["metadata"].get("generation", 0)
+    # Whoever has changed the template: a number that grows makes instances of the newest one alone.
+    older = state.get("updatedReplicas", 0) < state.get("replicas", 0)
+    return older or (bool(_replaces(here)) and (unseen or there is not None))
 
 
 def _in_place(

@@ -91,6 +91,20 @@ def test_a_home_that_comes_and_goes_gives_nobody_more_hints() -> None:
     assert astray.take(1, now=1.0 + PAUSES_SECONDS[0]) == ["ada"]
 
 
+def test_who_was_at_home_for_a_moment_waits_behind_nobody_who_was_told_later() -> None:
+    astray: Astray[str] = Astray()
+    astray.stray("ada", now=0.0)
+    assert astray.take(1, now=1.0) == ["ada"]
+    astray.stray("ben", now=10.0)
+    assert astray.take(1, now=11.0) == ["ben"]
+    astray.at_home("ada")
+    astray.stray("ada", now=12.0)
+    assert astray.next_due() == 1.0 + PAUSES_SECONDS[0]
+    assert astray.due(most=10, now=1.0 + PAUSES_SECONDS[0]) == 1
+    assert astray.take(10, now=1.0 + PAUSES_SECONDS[0]) == ["ada"]
+    assert astray.take(10, now=11.0 + PAUSES_SECONDS[0]) == ["ben"]
+
+
 def test_who_was_never_told_comes_first() -> None:
     astray: Astray[str] = Astray()
     astray.stray("again", now=0.0)

@@ -1,7 +1,9 @@
 """One budget for everything that makes clients reconnect: in Redis, shared; without Redis, in shares."""
 
 import asyncio
+import contextlib
 from collections import Counter
+from collections.abc import AsyncIterator
 
 import pytest
 from websockets.exceptions import ConnectionClosed
@@ -11,6 +13,31 @@ from tests.dataplane.path.instances import Instances, Peer, Peers, until
 from tests.support.redis import RedisServer
 
 PER_SECOND = 40
+
+
+class Lost:
+    """Time in which the loop did not go on, which the instances, the clients and the test share."""
+
+    seconds = 0.0
+
+    async def count(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            began = loop.time()
+            await asyncio.sleep(0.02)
+            self.seconds += max(0.0, loop.time() - began - 0.03)
+
+
+@contextlib.asynccontextmanager
+async def lost_time() -> AsyncIterator[Lost]:
+    """Counts it meanwhile: who is late for that has not done anything wrong."""
+    lost = Lost()
+    counting = asyncio.create_task(lost.count())
+    try:
+        yield lost
+    finally:
+        counting.cancel()
+        await asyncio.gather(counting, return_exceptions=True)
 
 
 def test_a_bucket_holds_so_much_and_fills_so_fast() -> None:
@@ -44,8 +71,11 @@ async def test_without_redis_each_has_its_share(redis_server: RedisServer, insta
             await asyncio.sleep(0.1)
     await redis_server.kill9()
     await until(lambda: not one.broker.redis_state().connected)
+    loop = asyncio.get_running_loop()
+    began = loop.time()
     assert await one._registry.budget.take(1000) == PER_SECOND / 2 / 2
-    assert await one._registry.budget.take(1000) <= 1
+    taken = await one._registry.budget.take(1000)
+    assert taken <= PER_SECOND / 2 * (loop.time() - began) + 1
 
 
 async def test_a_redis_that_says_nothing_delays_nobody_for_long() -> None:
@@ -58,7 +88,8 @@ async def test_a_redis_that_says_nothing_delays_nobody_for_long() -> None:
         return 0
 
     budget = ReconnectBudget(per_second=100, ask=ask, instances=lambda: 1)
-    async with asyncio.timeout(1.5):
+    # ten times as long as it is waited for once would be ten seconds
+    async with asyncio.timeout(8):
         for _ in range(10):
             await budget.take(1)
     assert asked == 1
@@ -89,16 +120,19 @@ async def test_three_instances_that_leave_together_keep_to_the_clusters_budget(
 
     following = [asyncio.create_task(follow(peer, number % 2 == 0)) for number, peer in enumerate(leavers)]
     began = loop.time()
-    await asyncio.gather(*(one.drain() for one in fleet), *following)
+    async with lost_time() as lost:
+        await asyncio.gather(*(one.drain() for one in fleet), *following)
     assert codes == {1000: 60, 1012: 60}
     assert len(told_at) == 120
     # each alone would have sent 10 a second away, all together 30; the last quarter makes up for it
     early = sum(at - began < 3.0 for at in told_at)
-    assert 3.0 * 15 * 0.5 <= early <= (3.0 + 0.5) * 15 + 3, "more than the cluster may do, or too little"
-    late = sum(at - began < 4.9 for at in told_at)
-    assert late >= 85, "all that were left went at the end"
-    assert max(told_at) - began < 5.0
-    assert loop.time() - began < 7.0
+    most = (3.0 + 0.5) * 15 + 3
+    assert (3.0 - lost.seconds) * 15 * 0.5 <= early <= most, "more than the cluster may do, or too little"
+    last = max(told_at)
+    at_once = sum(at > last - 0.4 for at in told_at)
+    assert at_once <= 35 + 45 * lost.seconds, "all that were left went at the end"
+    assert last - began < 6.5 + lost.seconds, "the budget alone takes longer"
+    assert loop.time() - began < 9.0 + lost.seconds
 
 
 async def test_the_windows_end_holds_even_where_the_budget_does_not_reach(
@@ -112,7 +146,7 @@ async def test_the_windows_end_holds_even_where_the_budget_does_not_reach(
     began = loop.time()
     closed = asyncio.gather(*(peer.closed() for peer in leavers))
     await one.drain()
-    assert loop.time() - began < 2.0
+    assert loop.time() - began < 15, "one a second"
     assert await closed == [1012] * 30
 
 

@@ -15,7 +15,15 @@ from tableforge_operator.decide.plan import Plan, decide
 from tableforge_operator.decide.rebalancing.state import MoveRooms, Report, ShedClients, State, Turn
 from tableforge_operator.decide.snapshot import FleetView, Snapshot
 from tests.operator.engine.pods import AWAY, fleet
-from tests.operator.engine.snapshots import SECRETS, at, cluster, conditions, done, ready_cluster
+from tests.operator.engine.snapshots import (
+    SECRETS,
+    at,
+    cluster,
+    conditions,
+    done,
+    ready_cluster,
+    with_workloads,
+)
 from tests.operator.engine.test_cordons import pod
 
 REPORT = Report(
@@ -31,6 +39,7 @@ REPORT = Report(
     last_plan_at=dt.datetime(2026, 1, 1, tzinfo=dt.UTC),
     last_request="now-1",
 )
+GAVE_UP = {"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}
 TURN = Turn(state=State(born_at=0), report=REPORT, again_in_seconds=5.0)
 
 
@@ -102,6 +111,43 @@ def test_while_instances_leave_one_after_the_other_nothing_is_planned() -> None:
     assert step(snapshot, seconds=1).state.work is not None
     fewer = {**snapshot.cluster, "spec": {**snapshot.cluster["spec"], "replicas": 2}}
     assert step(dataclasses.replace(snapshot, cluster=fewer), seconds=1).state.work is None
+
+
+def deployed(snapshot: Snapshot, *, total: int = 3, **state: Any) -> Snapshot:
+    """So says the Deployment's status."""
+    return with_workloads(snapshot, ready=3, total=total, **state)
+
+
+@pytest.mark.parametrize(
+    ("state", "waits"),
+    [
+        # whoever it was that changed the template
+        ({"updatedReplicas": 1}, True),
+        ({"updatedReplicas": 0, "total": 4}, True),
+        # two more are made, which are not ready yet; and the same before its controller has seen it
+        ({"total": 5}, False),
+        ({"observedGeneration": 0}, False),
+        ({"updatedReplicas": 1, "conditions": [GAVE_UP]}, False),
+    ],
+)
+def test_while_instances_are_replaced_nothing_is_planned(state: dict[str, Any], waits: bool) -> None:
+    pods = [pod(name) for name in ("one", "two", "three")]
+    snapshot = asked(uneven(*pods, loads={"one": 90, "two": 30, "three": 30}), "now")
+    turn = step(deployed(snapshot, **state), seconds=1)
+    assert (turn.state.work is None) is waits
+    if waits:
+        assert turn.report.message.endswith(
+            "while a rollout replaces instances, though tableforge.io/rebalance asks."
+        )
+
+
+def test_while_an_instance_leaves_nothing_is_planned_unless_its_node_never_says_that_it_has() -> None:
+    leaves = pod("gone", going=True)
+    leaves["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:30Z"
+    loads = {"one": 90, "two": 30, "gone": 30}
+    snapshot = asked(uneven(pod("one"), pod("two"), leaves, loads=loads), "now")
+    assert step(snapshot, seconds=29).report.reason == "InstancesLeave"
+    assert step(snapshot, seconds=31).state.work is not None
 
 
 def test_the_same_request_is_served_once() -> None:

@@ -171,6 +171,41 @@ def test_an_image_that_never_becomes_ready_costs_nobody_anything(strategy: str) 
     assert image(world, world.selected or "") == NEW
 
 
+@STRATEGIES
+def test_instances_are_being_replaced_until_the_last_old_one_leaves(strategy: str) -> None:
+    world = running(rollout={"strategy": strategy})
+
+    def replaced() -> bool:
+        return rollout.replaces_instances(api.load(world.snapshot.cluster), world.snapshot)
+
+    assert not replaced()
+    world.ask(image=NEW)
+    said = []
+    for _ in range(100):
+        world.look()
+        world.step()
+        said.append(replaced())
+        if strategy == "RollingUpdate":
+            old = any(pod.template != template(NEW) and not pod.leaving for pod in world.pods)
+        else:
+            # Who is made ready on the other track takes nobody's place before it takes clients.
+            old = world.selected == "b" and world.deployment("a") is not None
+        assert said[-1] is old
+    assert any(said)
+    assert not said[-1]
+
+
+def test_who_is_added_replaces_nobody() -> None:
+    world = running()
+    world.ask(replicas=5)
+    for _ in range(20):
+        world.look()
+        assert not rollout.replaces_instances(api.load(world.snapshot.cluster), world.snapshot)
+        world.step()
+        assert not rollout.replaces_instances(api.load(world.snapshot.cluster), world.snapshot)
+    assert len(world.pods) == 5
+
+
 def test_the_old_track_leaves_within_the_budget() -> None:
     world = running(replicas=6, rollout={**BLUE_GREEN, "maxReconnectsPerSecond": 10, "drainTimeout": "20s"})
     world.ask(image=NEW)

@@ -13,6 +13,7 @@ from prometheus_client import generate_latest
 
 from tableforge_operator import metrics
 from tableforge_operator.decide import balance
+from tableforge_operator.decide.rebalancing.state import Result
 from tableforge_operator.decide.snapshot import FleetView
 from tableforge_operator.kube import CLUSTERS, NotFoundError
 from tableforge_operator.reconcile import WORKERS, Reconciler
@@ -170,6 +171,29 @@ async def test_a_large_plan_keeps_nobody_waiting(
             planned.set()
         async with asyncio.timeout(30):
             await api.has_judged("large")
+
+
+async def test_moves_of_a_plan_count_once_it_has_ended_whatever_has_begun_since(
+    api: Api, fleets: Fleets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, ended = balance.step, [Result(planned=4, done=3, failed=1)]
+
+    def another(*given: Any, **more: Any) -> Any:
+        return dataclasses.replace(plan(*given, **more), finished=ended.pop() if ended else None)
+
+    def counted() -> dict[str, float]:
+        name = "tableforge_operator_rebalance_moves_total"
+        outcomes = ("done", "failed")
+        return {one: metrics.REGISTRY.get_sample_value(name, {"outcome": one}) or 0.0 for one in outcomes}
+
+    monkeypatch.setattr(balance, "step", another)
+    fleets.answer.set()
+    before = counted()
+    async with working(api, fleets) as reconciler, asyncio.timeout(30):
+        api.add("tables")
+        reconciler.notice(("ns", "tables"), "1")
+        await api.has_judged("tables")
+    assert counted() == {"done": before["done"] + 3, "failed": before["failed"] + 1}
 
 
 async def test_the_spread_is_told_of_clusters_that_are_there_and_looked_at(

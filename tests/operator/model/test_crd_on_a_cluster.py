@@ -184,6 +184,14 @@ REFUSED = [
         cr({"loadBalancing": {"connectionThreshold": 0}}), "must be from 0.05 to 1", id="nothing is full"
     ),
     pytest.param(cr({"clustering": {"maxMovesPerCycle": 1001}}), "less than or equal to 1000", id="moves"),
+    pytest.param(
+        cr({"clustering": {"maxMovesPerCycle": 0}}), "greater than or equal to 1", id="a plan without moves"
+    ),
+    pytest.param(
+        cr({"rollout": {"maxReconnectsPerSecond": 0}}),
+        "greater than or equal to 1",
+        id="nobody may reconnect",
+    ),
     pytest.param(cr({"websocket": {"port": 80}}), "greater than or equal to 1024", id="privileged port"),
     pytest.param(cr({"websocket": {"port": 3002}}), "websocket.port 3002 is taken", id="the internal port"),
     pytest.param(

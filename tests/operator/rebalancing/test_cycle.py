@@ -3,6 +3,7 @@
 import dataclasses
 import datetime as dt
 import itertools
+import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -27,6 +28,7 @@ WALL = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
 GATEWAY = Settings(mode="Gateway")
 SERVICE = Settings(mode="Service")
 SLICED: Mapping[str, Sequence[int]] = {"a": [40] * 10, "b": [], "c": []}
+LEAVING = "the fleet shrinks"
 UNEVEN: Mapping[str, Sequence[int]] = {"a": [100, 80, 60, 40, 20], "b": [50], "c": [50]}
 
 
@@ -45,7 +47,7 @@ class Driver:
         self.news: list[str] = []
         self.request: str | None = None
         self.redis_connected = True
-        self.shrinking = False
+        self.leaving = ""
 
     def load(self, *, age: float = 0.0) -> Load:
         """Every record as it would be written now."""
@@ -69,7 +71,7 @@ class Driver:
             load=load or self.load(age=age),
             seen_at=self.now,
             redis_connected=self.redis_connected,
-            shrinking=self.shrinking,
+            leaving=self.leaving,
         )
         turn = cycle.step(
             self.state,
@@ -160,6 +162,17 @@ def test_a_plan_is_sent_until_it_is_answered_and_done_when_the_clients_have_arri
     assert turn.report.last_plan_at is not None
 
 
+def test_right_after_a_plan_of_use_load_is_not_said_to_be_above_the_threshold() -> None:
+    driver = Driver(UNEVEN)
+    driver.follow(*driver.until_planned().commands)
+    turn = driver.turn(30)
+    assert turn.state.work is None
+    assert turn.report.spread is not None
+    assert turn.report.spread <= driver.settings.threshold
+    assert (turn.report.phase, turn.report.balanced, turn.report.reason) == ("Idle", "False", "Measuring")
+    assert driver.turn(30).report.reason == "WithinThreshold"
+
+
 def test_a_room_that_was_moved_stays_for_the_cooldown() -> None:
     driver = Driver({"a": [100, 100], "b": []})
     driver.follow(*driver.until_planned().commands)
@@ -219,6 +232,53 @@ def test_plans_that_come_to_nothing_double_the_time_to_the_next() -> None:
         driver.rooms["a"] = {f"again-{number}-{room}": count for room, count in driver.rooms["a"].items()}
     waits = [later - earlier for earlier, later in itertools.pairwise(planned)]
     assert [120 <= waits[0] < 240, 240 <= waits[1] < 480, 480 <= waits[2] < 960] == [True] * 3
+
+
+def fruitless() -> Driver:
+    """A driver after plans that came to nothing, the last one just now."""
+    driver = Driver(UNEVEN)
+    driver.turn(1)
+    driver.state = dataclasses.replace(driver.state, fruitless=5, planned_at=driver.now)
+    for _ in range(4):
+        assert driver.turn(30).state.work is None
+    return driver
+
+
+def test_for_an_instance_that_is_new_the_next_plan_need_not_be_waited_for() -> None:
+    driver = fruitless()
+    driver.rooms["new"], driver.changes["new"] = {}, {}
+    joined = driver.now
+    driver.until_planned()
+    assert driver.now - joined <= driver.settings.interval_seconds
+
+
+def test_an_instance_that_comes_while_a_plan_comes_to_nothing_is_new_after_it() -> None:
+    driver = Driver(UNEVEN)
+    driver.answer(*driver.until_planned().commands)
+    driver.rooms["new"], driver.changes["new"] = {}, {}
+    while driver.state.work is not None:
+        driver.turn(30)
+    assert (driver.news[-1], driver.state.fruitless) == ("RebalanceFinished", 0)
+
+
+@pytest.mark.parametrize("change", [{"alive": False}, {"accepting": False}])
+def test_an_instance_that_comes_back_is_not_new(change: dict[str, bool]) -> None:
+    driver = fruitless()
+    driver.changes["b"].update(change)
+    driver.turn(30)
+    driver.changes["b"].clear()
+    driver.turn(30)
+    assert driver.state.fruitless == 5
+
+
+def test_who_switches_it_off_and_on_need_not_wait_for_the_next_plan() -> None:
+    driver = fruitless()
+    driver.settings = dataclasses.replace(driver.settings, enabled=False)
+    driver.turn(1)
+    driver.settings = dataclasses.replace(driver.settings, enabled=True)
+    switched = driver.now
+    driver.until_planned()
+    assert driver.now - switched <= driver.settings.interval_seconds
 
 
 def test_moves_that_the_fleet_refuses_have_failed() -> None:
@@ -493,6 +553,28 @@ def test_what_stands_in_the_way_is_said_and_stays(
     assert len(driver.news) <= 1
 
 
+def test_load_that_hovers_at_the_threshold_is_not_told_of_again_and_again() -> None:
+    rng = random.Random(1)
+    driver = Driver({"a": [1080], "b": [810], "c": [810]})
+    conditions = []
+    for _ in range(2000):
+        for rooms, usual in zip(driver.rooms.values(), (1080, 810, 810), strict=True):
+            for room in rooms:
+                rooms[room] = round(usual * rng.uniform(0.98, 1.02))
+        conditions.append(driver.turn(30).report.balanced)
+    assert {"True", "False"} <= set(conditions), "it does not hover"
+    assert driver.news == ["RebalanceBlocked"]
+    # Once it was clearly even, it is news again.
+    for usual in (810, 1080):
+        driver.rooms["a"] = dict.fromkeys(driver.rooms["a"], usual)
+        for _ in range(60):
+            driver.turn(30)
+    driver.rooms["a"] = dict.fromkeys(driver.rooms["a"], 1400)
+    for _ in range(60):
+        driver.turn(30)
+    assert driver.news == ["RebalanceBlocked"] * 2
+
+
 def test_a_budget_that_is_too_small_is_named() -> None:
     driver = Driver(
         {"a": [90] * 4, "b": []},
@@ -555,14 +637,83 @@ def test_a_request_is_planned_for_at_once_and_once() -> None:
 @pytest.mark.parametrize("request_", [None, "now"])
 def test_nobody_is_sent_to_instances_that_leave_next(request_: str | None) -> None:
     driver = Driver(UNEVEN)
-    driver.shrinking, driver.request = True, request_
+    driver.leaving, driver.request = LEAVING, request_
     for _ in range(20):
         turn = driver.turn()
         assert turn.state.work is None
-    assert (turn.report.reason, turn.report.last_request) == ("AboveThreshold", None)
-    assert "Instances are leaving" in turn.report.message
-    driver.shrinking = False
+    assert (turn.report.balanced, turn.report.reason) == ("False", "InstancesLeave")
+    assert turn.report.last_request is None
+    asks = ", though tableforge.io/rebalance asks" if request_ else ""
+    assert turn.report.message.endswith(f"Nothing is planned while the fleet shrinks{asks}.")
+    driver.leaving = ""
     assert driver.until_planned().report.last_request == request_
+
+
+def test_an_even_fleet_says_only_that_a_request_waits_for_instances_to_leave() -> None:
+    driver = Driver({"a": [50], "b": [50]})
+    driver.leaving = LEAVING
+    for _ in range(3):
+        turn = driver.turn()
+    assert (turn.report.balanced, turn.report.reason) == ("True", "WithinThreshold")
+    driver.request = "now"
+    turn = driver.turn()
+    assert (turn.report.balanced, turn.report.reason) == ("True", "InstancesLeave")
+    driver.leaving = ""
+    assert driver.turn().report.last_request == "now"
+
+
+def test_a_plan_under_way_goes_no_further_once_instances_leave() -> None:
+    driver, first = sliced()
+    driver.answer(first)
+    driver.leaving = LEAVING
+    for seconds in (1, 5, 20, 60):
+        turn = driver.turn(seconds)
+        assert turn.commands == ()
+        assert turn.report.phase == "Rebalancing"
+        if seconds == 1:
+            (stopped,) = turn.news
+            assert stopped.message == (
+                "The fleet shrinks: nothing more is begun. "
+                "Of 6 rooms 0 moved, 2 are on the way and go on, 4 stay."
+            )
+        driver.changes["a"]["following"] = 80
+    driver.follow(first)
+    turn = driver.turn(1)
+    assert (turn.state.work, turn.report.moves_done, turn.report.moves_failed) == (None, 2, 0)
+    assert driver.news == ["RebalanceStarted", "RebalanceStopped", "RebalanceFinished"]
+    for _ in range(10):
+        assert driver.turn(30).state.work is None
+    driver.leaving = ""
+    over = driver.now
+    driver.until_planned()
+    assert driver.now - over <= driver.settings.interval_seconds
+
+
+@pytest.mark.parametrize("answered", [False, True])
+def test_nobody_sheds_and_nobody_is_closed_any_more_once_instances_leave(answered: bool) -> None:
+    driver = Driver(UNEVEN, SERVICE)
+    driver.until_planned()
+    driver.changes["a"]["closed"] = True
+    turn = driver.turn(5)
+    if answered:
+        driver.answer(*turn.commands)
+    driver.leaving = LEAVING
+    turn = driver.turn(5)
+    assert (turn.state.work, turn.closed) == (None, frozenset())
+    (stop,) = turn.commands
+    assert isinstance(stop, ShedClients)
+    assert (stop.instance, stop.connections) == ("a", 0)
+    # It was not for want of clients that follow.
+    assert turn.state.fruitless == 0
+
+
+def test_who_was_to_be_closed_is_not_once_instances_leave() -> None:
+    driver = Driver(UNEVEN, SERVICE)
+    assert driver.until_planned().closed == {"a"}
+    driver.leaving = LEAVING
+    turn = driver.turn(5)
+    assert (turn.state.work, turn.closed, turn.commands) == (None, frozenset(), ())
+    assert (turn.report.moves_done, turn.report.moves_failed) == (0, 0)
 
 
 def test_a_request_comes_again_when_the_annotation_was_taken_away() -> None:
@@ -582,7 +733,15 @@ def test_a_request_waits_for_the_plan_under_way() -> None:
     driver.request = "now-x"
     assert driver.turn(1).report.last_request is None
     driver.follow(*turn.commands)
-    assert driver.turn(30).report.last_request == "now-x"
+    driver.rooms["a"]["new"] = 400
+    done = turn.report.moves_planned
+    turn = driver.turn(30)
+    assert turn.report.last_request == "now-x"
+    # It is under way, and what became of the one before is not forgotten.
+    assert (turn.state.work is not None, turn.report.moves_done) == (True, 0)
+    assert turn.finished is not None
+    assert (turn.finished.done, turn.finished.failed) == (done, 0)
+    assert driver.turn(1).finished is None
 
 
 def test_a_request_moves_what_cools() -> None:

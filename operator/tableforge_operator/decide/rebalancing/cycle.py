@@ -125,6 +125,7 @@ class _Step:
         self.state, self.sight, self.settings = state, sight, settings
         self.now, self.wall, self.reign = now, wall, reign
         self.news: list[News] = []
+        self.finished: Result | None = None
         if request is None:
             # Taken away, so that the same word counts when it comes back.
             self._remember(last_request=None)
@@ -139,6 +140,8 @@ class _Step:
             self._switch_off()
             if self.state.work is None:
                 return self._disabled()
+        elif self.sight.leaving:
+            self._halt(self.sight.leaving)
         blind = self._blind()
         load = self.sight.load
         if blind is not None or load is None:
@@ -155,6 +158,7 @@ class _Step:
         if self.state.work is None:
             if not self.settings.enabled:
                 return self._disabled()
+            self._welcome(load)
             found = self._nothing_to_compare(load)
             if found is not None:
                 return found
@@ -242,7 +246,7 @@ class _Step:
         work = self._call_off(dataclasses.replace(work, moves=tuple(moves)), why, shed="failed")
         self._finish(work, self.sight.load)
 
-    def _switch_off(self) -> None:
+    def _halt(self, why: str) -> None:
         """Nothing more of a plan begins. Who still sheds is told to stop; who was told to move does.
 
         What nobody has answered counts as not begun: it is not sent again.
@@ -258,13 +262,16 @@ class _Step:
                 else one
                 for one in work.moves
             ]
-            work = dataclasses.replace(work, moves=tuple(moves), stopped=True)
-            work = self._call_off(work, _OFF, shed="failed" if work.closed_at is not None else "dropped")
+            work = dataclasses.replace(work, moves=tuple(moves), stopped=why)
+            work = self._call_off(work, why, shed="failed" if work.closed_at is not None else "dropped")
             begun = tuple(one for one in work.begun if one.id in work.answered)
             work = dataclasses.replace(work, begun=begun)
             self._remember(work=work)
-            self._tell("Normal", "RebalanceStopped", f"{_OFF}: {words.called_off(work)}.")
+            self._tell("Normal", "RebalanceStopped", words.called_off(work))
             self._finish_if_done(work, self.sight.load)
+
+    def _switch_off(self) -> None:
+        self._halt(_OFF)
         if self.request is not None:
             self._remember(last_request=self.request)
             self._tell(
@@ -314,7 +321,9 @@ class _Step:
         total = sum(one.connections for one in load.instances if one.takes_part) if load else 0
         mended = work.misplaced - misplaced_of(load, measure) if load else 0.0
         of_use = done > 0 and mended * total >= FRUIT * clients
-        fruitless = min(self.state.fruitless + 1, MOST_DOUBLINGS) if done or failed else self.state.fruitless
+        fruitless = self.state.fruitless
+        if (done or failed) and not work.stopped:
+            fruitless = min(fruitless + 1, MOST_DOUBLINGS)
         touched = {one.move.source for one in begun} | {one.move.target for one in begun}
         if work.sheds:
             # Who was shed may have gone anywhere that was open.
@@ -328,6 +337,7 @@ class _Step:
             goes_on=work.cut_short and of_use,
             last=dataclasses.replace(self.state.last, done=done, failed=failed),
         )
+        self.finished = self.state.last
         spread = f"{spread_of(load, measure):.2f} now" if load else "not known now"
         whys = words.failures(work)
         self._tell(
@@ -340,10 +350,20 @@ class _Step:
 
     def _disabled(self) -> Turn:
         # What is read later has nothing to do with what was read before.
-        self._remember(averages=averages.Averages(), balanced=None, obstacle=None, goes_on=False, told="")
+        self._remember(
+            averages=averages.Averages(), balanced=None, obstacle=None, goes_on=False, told="", fruitless=0
+        )
         return self._done("Stopped", "Unknown", "Disabled", f"{_OFF}: load is left as it is.")
 
     # Whether to plan, and what.
+
+    def _welcome(self, load: Load) -> None:
+        """With an instance that is new, what came to nothing before may come to something."""
+        known = self.state.known & {one.name for one in load.instances}
+        taking_part = {one.name for one in load.instances if one.takes_part}
+        self._remember(
+            known=known | taking_part, fruitless=0 if taking_part - known else self.state.fruitless
+        )
 
     def _blind(self) -> tuple[Reason, str] | None:
         load, most = self.sight.load, STALE_HEARTBEATS * self.settings.heartbeat_seconds
@@ -387,7 +407,10 @@ class _Step:
         if known.certain(READINGS) > self.settings.threshold:
             self._remember(balanced=False)
         elif self._all_known(load) and known.spread() <= self.settings.threshold:
-            self._remember(balanced=True, obstacle=None, busy=(), told="", fruitless=0)
+            self._remember(balanced=True, obstacle=None, busy=())
+            if known.spread() <= AIM * self.settings.threshold:
+                # Load that hovers at the threshold is not told of each time, nor tried anew.
+                self._remember(told="", fruitless=0)
 
     def _waits_until(self) -> float:
         interval = self.settings.interval_seconds
@@ -397,7 +420,7 @@ class _Step:
 
     def _plan(self, load: Load) -> None:
         settings, state = self.settings, self.state
-        if self.sight.shrinking:
+        if self.sight.leaving:
             return
         if self.request is None:
             enough = 1 if state.goes_on else READINGS
@@ -495,7 +518,7 @@ class _Step:
         if state.work is not None:
             work = state.work
             if work.stopped:
-                return self._done("Rebalancing", "False", "Rebalancing", f"{_OFF}: {words.called_off(work)}.")
+                return self._done("Rebalancing", "False", "Rebalancing", words.called_off(work))
             message = (
                 f"{words.moved(len(work.parts), settings)} "
                 f"{'to move' if work.moves else 'to send clients elsewhere'}, "
@@ -504,6 +527,13 @@ class _Step:
             )
             return self._done("Rebalancing", "False", "Rebalancing", message)
         uneven = words.uneven(self._spread(load), settings)
+        if self.sight.leaving and (state.balanced is False or self.request is not None):
+            known: Literal["True", "False", "Unknown"] = (
+                "Unknown" if state.balanced is None else "True" if state.balanced else "False"
+            )
+            waits = ", though tableforge.io/rebalance asks" if self.request is not None else ""
+            message = f"{uneven}. Nothing is planned while {self.sight.leaving}{waits}."
+            return self._done("Idle", known, "InstancesLeave", message)
         if state.balanced is None:
             message = "Load is being measured: it counts once instances have told it twice."
             return self._done("Idle", "Unknown", "Measuring", message)
@@ -518,9 +548,9 @@ class _Step:
                 f"next one waits for {settings.interval_seconds * (1 << state.fruitless):g} seconds."
             )
             return self._done("Idle", "False", "ClientsStay", message)
-        if self.sight.shrinking:
-            message = f"{uneven}. Instances are leaving: nothing is planned before they have."
-            return self._done("Idle", "False", "AboveThreshold", message)
+        if not self._all_known(load) and self._spread(load) <= settings.threshold:
+            message = f"{uneven}. It counts as even once instances have told it anew."
+            return self._done("Idle", "False", "Measuring", message)
         return self._done("Idle", "False", "AboveThreshold", f"{uneven}; it is mended where it lasts.")
 
     def _done(
@@ -551,6 +581,7 @@ class _Step:
                 last_request=state.last_request,
             ),
             news=tuple(self.news),
+            finished=self.finished,
             again_in_seconds=self._again(),
         )
 
@@ -570,7 +601,7 @@ class _Step:
             return min(max(work.next_at - self.now, 1.0), LOOK_SECONDS, heartbeat)
         if work is not None or self.state.cancels:
             return min(LOOK_SECONDS, heartbeat)
-        if self.state.balanced is False and self.settings.enabled:
+        if self.state.balanced is False and self.settings.enabled and not self.sight.leaving:
             return min(max(self._waits_until() - self.now, 1.0), heartbeat)
         return heartbeat
 

@@ -23,6 +23,7 @@ Reason = (
         "NoConnections",
         "Rebalancing",
         "AboveThreshold",
+        "InstancesLeave",
         "ClientsStay",
         "NobodyAccepts",
         "NoInstances",
@@ -80,8 +81,11 @@ class Sight:
     seen_at: float = 0.0
     """Monotonic seconds of the answer it is from."""
     redis_connected: bool = True
-    shrinking: bool = False
-    """Whether instances are on their way out, one after the other: the emptiest, which a plan would fill."""
+    leaving: str = ""
+    """Why instances are on their way out, or will be next, as the end of a sentence; empty where none is.
+
+    A plan would fill who leaves next, and needs the budget that draws on those who leave.
+    """
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -161,8 +165,8 @@ class Work:
     """Ids of the commands that were answered."""
     next_at: float = -math.inf
     """When more moves may begin, though the last ones are not done."""
-    stopped: bool = False
-    """Whether it was switched off: nothing more of it begins."""
+    stopped: str = ""
+    """Why nothing more of it begins; empty where it goes on."""
     clients: int
     misplaced: float
     """The share of clients that were on the wrong instance before."""
@@ -204,6 +208,8 @@ class State:
     planned_at: float | None = None
     fruitless: int = 0
     """Plans in a row that came to nothing: each doubles the time to the next."""
+    known: frozenset[str] = frozenset()
+    """The instances that have taken part, and are still there."""
     goes_on: bool = False
     """Whether the last plan was cut short: the next one need not be sure again."""
     obstacle: Obstacle | None = None
@@ -255,5 +261,7 @@ class Turn:
     """Instances that must take no new clients for now. Every other cordon of the planner's is taken back."""
     report: Report
     news: tuple[News, ...] = ()
+    finished: Result | None = None
+    """Of a plan that ended in this turn; another one may have begun since."""
     again_in_seconds: float
     """When there may be something to do, at the latest."""

@@ -60,13 +60,14 @@ def failures(work: Work) -> str:
 
 
 def called_off(work: Work) -> str:
-    """What becomes of a plan that was switched off."""
+    """What becomes of a plan of which nothing more begins, and why."""
+    why = work.stopped if "." in work.stopped else work.stopped.capitalize()  # a field stays as it is written
     if work.sheds:
-        return "who sends clients elsewhere is told to stop"
+        return f"{why}: who sends clients elsewhere is told to stop."
     fates = Counter(one.fate for one in work.moves)
     return (
-        f"nothing more is begun. Of {count(len(work.moves), 'room')} {fates['done']:,} moved, "
-        f"{fates['waiting']:,} are on the way and go on, {fates['failed'] + fates['dropped']:,} stay"
+        f"{why}: nothing more is begun. Of {count(len(work.moves), 'room')} {fates['done']:,} moved, "
+        f"{fates['waiting']:,} are on the way and go on, {fates['failed'] + fates['dropped']:,} stay."
     )
 
 
