@@ -170,9 +170,10 @@ async def _lead(kube: "Kube", leader: "Leader", options: Options) -> None:
             reflector = Reflector(
                 kube, reconciler.store, [*kinds, PODS], options.namespaces, optional=OPTIONAL_KINDS
             )
-            watch = ClusterWatch(kube, namespaces=options.namespaces, on_event=reconciler.notice)
             tasks.create_task(reflector.run(), name="reflector")
-            tasks.create_task(watch.run(), name="cluster watch")
+            for namespace in options.namespaces or (None,):
+                watch = ClusterWatch(kube, namespace, on_event=reconciler.notice)
+                tasks.create_task(watch.run(), name=f"watch of {watch}")
             # What is not known must not look like what is not there.
             await reflector.synced()
             tasks.create_task(reconciler.run(), name="reconciler")

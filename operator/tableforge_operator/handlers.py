@@ -4,7 +4,8 @@ With `kopf.on.event` as the only handler kopf writes nothing: no finalizer, no a
 
 It runs in a thread of its own. When it ends, for want of a permission or because the CRD is gone, it cancels
 every task of its event loop that is younger than itself, and may take ten seconds over it; so it gets a loop
-where there is nothing else, and is started again.
+where there is nothing else, and is started again. It ends as a whole where it loses one namespace; so each
+namespace gets one of its own.
 """
 
 import asyncio
@@ -12,16 +13,18 @@ import concurrent.futures
 import functools
 import logging
 import threading
-from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import kopf
 
+from tableforge_operator import metrics
 from tableforge_operator.api import names
 from tableforge_operator.decide import status as verdict
 from tableforge_operator.kube import CLUSTERS, ApiError, Kube
 
 RESTART_SECONDS: Final = (1.0, 2.0, 5.0, 10.0)
+STEADY_SECONDS: Final = 15.0
+"""Who has watched for so long was let in: longer than kopf takes to end where it was not."""
 STOP_SECONDS: Final = 3.0
 """How long a stop waits for kopf; its thread ends with the process all the same."""
 
@@ -42,28 +45,44 @@ log = logging.getLogger(__name__)
 class ClusterWatch:
     """Calls `on_event`, in the event loop that runs `run`, for everything that happens to a cluster."""
 
-    def __init__(self, kube: Kube, *, namespaces: Sequence[str] | None, on_event: OnEvent) -> None:
+    def __init__(self, kube: Kube, namespace: str | None, *, on_event: OnEvent) -> None:
+        """`namespace` None: all of them."""
         self._kube = kube
-        self._namespaces = namespaces
+        self._namespace = namespace
         self._on_event = on_event
+        self._failures = 0
+        self._problem: str | None = None
+        """What was told last, so that it is told once."""
+
+    def __str__(self) -> str:
+        return f"{CLUSTERS.plural} in {self._namespace or 'all namespaces'}"
 
     async def run(self) -> None:
         """Watch until cancelled; start kopf again whenever it ends."""
-        failures = 0
         while True:
             try:
                 # kopf would go on without a kind that it does not find, and never look again.
-                for namespace in self._namespaces or (None,):
-                    await self._kube.list(CLUSTERS, namespace)
-                failures = 0
+                await self._kube.list(CLUSTERS, self._namespace)
                 await self._run_kopf()
-                log.warning("the watch of clusters ended", extra={"error": "kopf stopped by itself"})
+                self._is_down("kopf stopped by itself")
             except ApiError as error:
-                log.error("cannot watch clusters", extra={"error": error.message})
+                self._is_down(error.message)
             except _KopfFailedError as error:
-                log.error("the watch of clusters ended", extra={"error": str(error)})
-            failures += 1
-            await asyncio.sleep(RESTART_SECONDS[min(failures, len(RESTART_SECONDS)) - 1])
+                self._is_down(str(error))
+            self._failures += 1
+            await asyncio.sleep(RESTART_SECONDS[min(self._failures, len(RESTART_SECONDS)) - 1])
+
+    def _is_up(self) -> None:
+        metrics.WATCH_UP.labels(CLUSTERS.plural, self._namespace or "").set(1)
+        if self._problem is not None:
+            log.info("watch restored", extra={"resource": str(self)})
+        self._failures, self._problem = 0, None
+
+    def _is_down(self, reason: str) -> None:
+        metrics.WATCH_UP.labels(CLUSTERS.plural, self._namespace or "").set(0)
+        if reason != self._problem:
+            log.error("cannot watch", extra={"resource": str(self), "error": reason})
+        self._problem = reason
 
     async def _run_kopf(self) -> None:
         loop = asyncio.get_running_loop()
@@ -74,7 +93,9 @@ class ClusterWatch:
             try:
                 asyncio.run(stop.watch(self._operator(loop, stop)))
             except Exception as error:  # noqa: BLE001 - whatever ends kopf is told and it is started again
-                ended.set_exception(_KopfFailedError(f"{type(error).__name__}: {error}"))
+                # The API server's refusals have a message, and the whole answer after it.
+                what = error.args[0] if error.args else ""
+                ended.set_exception(_KopfFailedError(f"{type(error).__name__}: {what}"))
             else:
                 ended.set_result(None)
 
@@ -82,6 +103,9 @@ class ClusterWatch:
         thread.start()
         waiting = asyncio.wrap_future(ended)
         try:
+            await asyncio.wait([waiting], timeout=STEADY_SECONDS)
+            if not waiting.done():
+                self._is_up()
             await asyncio.shield(waiting)
         except asyncio.CancelledError:
             stop.set()
@@ -118,8 +142,8 @@ class ClusterWatch:
         await kopf.operator(
             registry=registry,
             settings=_settings(),
-            clusterwide=self._namespaces is None,
-            namespaces=self._namespaces or (),
+            clusterwide=self._namespace is None,
+            namespaces=() if self._namespace is None else (self._namespace,),
             stop_flag=stop.flag(),
         )
 
@@ -164,6 +188,8 @@ def _settings() -> kopf.OperatorSettings:
     settings.watching.server_timeout = 300
     settings.watching.connect_timeout = 10
     settings.networking.request_timeout = 30
+    # It repeats what is forbidden, too; who starts it again says so, and asks for longer.
+    settings.networking.error_backoffs = (0.5, 1.0)
     settings.queueing.exit_timeout = 1
     settings.queueing.idle_timeout = 1
     settings.process.ultimate_exiting_timeout = None

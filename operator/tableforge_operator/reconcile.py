@@ -125,7 +125,8 @@ class Reconciler:
         metrics.REBALANCE_SPREADS.known = self.spreads
         try:
             async with asyncio.TaskGroup() as tasks:
-                tasks.create_task(self._resync(), name="cluster resync")
+                for namespace in self._namespaces or (None,):
+                    tasks.create_task(self._resync(namespace), name=f"resync of {namespace or 'all'}")
                 for number in range(WORKERS):
                     urgent_only = number < URGENT_WORKERS
                     tasks.create_task(self._work(urgent_only), name=f"reconcile worker {number}")
@@ -143,22 +144,26 @@ class Reconciler:
                     del memory.refusals[child]
         self.queue.add(key, delay_seconds=GATHER_SECONDS, urgent=removed)
 
-    async def _resync(self) -> None:
+    async def _resync(self, namespace: str | None) -> None:
+        failed = False
         while True:
             delay = RESYNC_SECONDS * self._rng.uniform(0.8, 1.2)
             try:
-                present: set[ClusterKey] = set()
-                for namespace in self._namespaces or (None,):
-                    for obj in (await self._kube.list(CLUSTERS, namespace))[0]:
-                        present.add(_key(obj))
-                        self.notice(
-                            _key(obj), obj["metadata"]["resourceVersion"], urgent=not verdict.judged(obj)
-                        )
-                for key in set(self._clusters) - present:
-                    self.notice(key)
+                listed, _ = await self._kube.list(CLUSTERS, namespace)
             except ApiError as error:
-                log.warning("cannot list clusters", extra={"error": error.message})
-                delay = 10.0
+                log.log(
+                    logging.DEBUG if failed else logging.WARNING,
+                    "cannot list clusters",
+                    extra={"namespace": namespace or "all", "error": error.message},
+                )
+                failed, delay = True, 10.0
+            else:
+                failed = False
+                for obj in listed:
+                    self.notice(_key(obj), obj["metadata"]["resourceVersion"], urgent=not verdict.judged(obj))
+                for key in self._clusters.keys() - {_key(obj) for obj in listed}:
+                    if namespace in (None, key[0]):
+                        self.notice(key)
             await asyncio.sleep(delay)
 
     async def _work(self, urgent_only: bool) -> None:

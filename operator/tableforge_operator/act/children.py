@@ -35,7 +35,7 @@ from tableforge_operator.kube import (
     ServerError,
     resource_of,
 )
-from tableforge_operator.observe.store import Store
+from tableforge_operator.observe.store import Store, cluster_of
 from tableforge_operator.pace import Pace
 
 Result = Literal["created", "changed", "repaired", "unchanged", "withdrawn", "refused"]
@@ -325,7 +325,6 @@ class Children:
         self, obj: Object, digest: str, reason: RefusalReason, message: str, *, memory: Memory
     ) -> Outcome:
         key = changes.key_of(obj)
-        owner = ownership.controller(obj)
         last = memory.refusals.get(key)
         attempts = 1 if last is None or (last.digest, last.reason) != (digest, reason) else last.attempts + 1
         metrics.RECONCILE_ERRORS.labels(reason).inc()
@@ -341,7 +340,7 @@ class Children:
             logging.WARNING if attempts == 1 else logging.DEBUG,
             "child refused",
             extra={
-                "cluster": f"{obj['metadata']['namespace']}/{owner['name'] if owner else ''}",
+                "cluster": "/".join(cluster_of(obj) or ()),
                 "object": " ".join(key),
                 "reason": reason,
                 "error": memory.refusals[key].message,

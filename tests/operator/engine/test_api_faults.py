@@ -224,6 +224,36 @@ async def test_a_right_that_is_lost_and_given_back_heals_by_itself(
     await settled_and_idle(operator, audit)
 
 
+async def test_a_lost_right_to_watch_clusters_is_told_by_the_metric_for_as_long_as_it_lasts(
+    kube: Kube, namespace: str, operators: Operators, proxy: ApiProxy
+) -> None:
+    operator = await operators()
+    await kube.apply(external(namespace), field_manager="user", force=True)
+    await made(kube, namespace)
+
+    async def watched(wanted: float) -> None:
+        async def look() -> bool:
+            text = (await operator.get("/metrics"))[1]
+            return f'watch_up{{namespace="{namespace}",resource="websocketclusters"}} {wanted}' in text
+
+        await until(look, what=f"the watch of clusters is {wanted}", seconds=60)
+
+    await watched(1.0)
+    # They may still be listed, which does not make them watched.
+    lost = Fault(lambda r: is_watch(r) and of("websocketclusters")(r), status=403, reason="Forbidden")
+    async with injected(proxy, lost):
+        proxy.cut_watches(of("websocketclusters"))
+        # Each start of kopf tries three times.
+        await proxy.hit(lost, 7)
+        await watched(0.0)
+        log = operator.child.log.read_text()
+        assert log.count(f'"event": "cannot watch", "resource": "websocketclusters in {namespace}"') == 1
+        assert '"event": "watch restored"' not in log
+    await watched(1.0)
+    await kube.merge(CLUSTERS, namespace, "tables", {"spec": {"replicas": 2}}, field_manager="user")
+    await scaled(kube, namespace, 2)
+
+
 async def test_a_namespace_that_is_deleted_under_it_costs_no_other_cluster(
     kube: Kube, namespace: str, operators: Operators, proxy: ApiProxy, installed: Devcluster
 ) -> None:

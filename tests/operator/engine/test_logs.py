@@ -4,12 +4,23 @@ import asyncio
 import json
 import logging
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
+from tableforge_operator import api as crd
 from tableforge_operator import logs
-from tableforge_operator.kube import ForbiddenError, ServerError
+from tableforge_operator.act.children import Children
+from tableforge_operator.act.memory import Memory
+from tableforge_operator.decide.changes import Apply
+from tableforge_operator.decide.resources.instance_service import instance_service
+from tableforge_operator.decide.resources.metadata import labels
+from tableforge_operator.decide.storage import Growth
+from tableforge_operator.kube import ForbiddenError, Kube, ServerError
+from tableforge_operator.observe.store import Store
+from tests.operator.engine.snapshots import cluster
+from tests.operator.engine.test_cordons import pod
+from tests.operator.engine.test_storage import claim
 from tests.operator.engine.test_turns import Api, Fleets, working
 
 QUIETER = ("kopf", "kubernetes", "aiohttp.access", "asyncio")
@@ -28,7 +39,7 @@ def _as_before() -> Iterator[None]:
 
 
 class Refusing(Api):
-    """Has no right to Services; is down for one cluster, and another one ends in a fault."""
+    """Has no right to Services and claims; is down for one cluster, and another one ends in a fault."""
 
     async def get(self, resource: Any, namespace: str, name: str) -> Any:
         if name == "unlucky":
@@ -38,7 +49,7 @@ class Refusing(Api):
         return await super().get(resource, namespace, name)
 
     async def apply(self, obj: dict[str, Any], **more: Any) -> Any:
-        if obj["kind"] == "Service":
+        if obj["kind"] in ("PersistentVolumeClaim", "Service"):
             raise ForbiddenError("no right", status=403)
         return await super().apply(obj, **more)
 
@@ -87,6 +98,22 @@ async def test_what_is_about_a_cluster_has_its_namespace_and_name(
     )
     (failed, *_) = [line for line in found if line["event"] == "reconcile failed"]
     assert "RuntimeError: a fault of our own" in failed["exception"]
+
+
+async def test_what_is_refused_has_its_clusters_name_though_a_pod_or_nobody_owns_it(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    logs.set_up("info", "json")
+    children, memory = Children(cast("Kube", Refusing()), Store(lambda *_: None)), Memory(uid="uid-1")
+    typed, owned = crd.load(cluster()), claim("1Gi")
+    owned["metadata"]["labels"] = labels(typed, "redis")
+    service = Apply(obj=instance_service(typed, pod("tables-a-abc-1")), digest="any", reason="Missing")
+    await children.apply(service, cluster=cluster(), memory=memory)
+    await children.grow(Growth(claim=owned, size="6Gi"), memory=memory)
+    assert [(line["object"], line["cluster"]) for line in lines(capsys)] == [
+        ("Service tables-a-abc-1", "ns/tables"),
+        ("PersistentVolumeClaim data-tables-redis-0", "ns/tables"),
+    ]
 
 
 def test_a_line_for_people_says_it_too(capsys: pytest.CaptureFixture[str]) -> None:

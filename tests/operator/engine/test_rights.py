@@ -6,7 +6,7 @@ other tests have installed cannot lend it any.
 
 import dataclasses
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,13 +72,16 @@ class Shipped:
 def built(overlay: str, *, system: str, watched: str) -> list[dict[str, Any]]:
     """What `kubectl apply -k` would apply of roles and bindings, for these namespaces."""
     text = kubectl(Path("/dev/null"), "kustomize", str(REPOSITORY / "manifests" / overlay))
+    return moved(yaml.safe_load_all(text), {"tableforge-system": system, WATCHED: watched})
+
+
+def moved(objects: Iterable[dict[str, Any]], places: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The operator's roles and bindings among them, in other namespaces; what has none gets its own name."""
+    system = places["tableforge-system"]
     wanted = ("Role", "RoleBinding", "ClusterRole", "ClusterRoleBinding", "ServiceAccount")
     found = [
-        obj
-        for obj in yaml.safe_load_all(text)
-        if obj["kind"] in wanted and obj["metadata"]["name"] == "tableforge-operator"
+        obj for obj in objects if obj["kind"] in wanted and obj["metadata"]["name"] == "tableforge-operator"
     ]
-    places = {"tableforge-system": system, WATCHED: watched}
     for obj in found:
         metadata = obj["metadata"]
         if "namespace" in metadata:

@@ -5,19 +5,20 @@ import contextlib
 import dataclasses
 import re
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 import pytest
 from prometheus_client import generate_latest
 
-from tableforge_operator import metrics
+from tableforge_operator import metrics, reconcile
 from tableforge_operator.decide import balance
 from tableforge_operator.decide.rebalancing.state import Result
 from tableforge_operator.decide.snapshot import FleetView
-from tableforge_operator.kube import CLUSTERS, NotFoundError
+from tableforge_operator.kube import CLUSTERS, ForbiddenError, NotFoundError
 from tableforge_operator.reconcile import WORKERS, Reconciler
 from tests.operator.engine.mortal import FirstReign
+from tests.operator.engine.operators import until
 from tests.operator.engine.pods import health
 from tests.operator.engine.snapshots import cluster
 
@@ -33,9 +34,14 @@ class Api:
         """Clusters whose status was written."""
         self._change = asyncio.Condition()
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, namespace: str = "ns") -> None:
         found = cluster(redis={"external": {"host": "redis.example"}})
-        found["metadata"] |= {"name": name, "uid": f"uid-{name}", "resourceVersion": "1"}
+        found["metadata"] |= {
+            "name": name,
+            "namespace": namespace,
+            "uid": f"uid-{name}",
+            "resourceVersion": "1",
+        }
         self.clusters[name] = found
 
     async def get(self, resource: Any, namespace: str, name: str) -> Any:
@@ -89,13 +95,15 @@ def fleets() -> Fleets:
 
 
 @contextlib.asynccontextmanager
-async def working(api: Api, fleets: Fleets) -> AsyncIterator[Reconciler]:
+async def working(
+    api: Api, fleets: Fleets, *, namespaces: Sequence[str] | None = None
+) -> AsyncIterator[Reconciler]:
     reconciler = Reconciler(
         kube=api,  # type: ignore[arg-type]
         fleets=fleets,  # type: ignore[arg-type]
         reign=FirstReign(),
         master_key=bytes(32),
-        namespaces=None,
+        namespaces=namespaces,
         reporter="test",
     )
     task = asyncio.create_task(reconciler.run())
@@ -226,3 +234,39 @@ async def test_the_spread_is_told_of_clusters_that_are_there_and_looked_at(
         async with asyncio.timeout(30):
             await looked.wait()
         assert told() == {"even": "0.05"}
+
+
+class Lists(Api):
+    """Lists by namespace, and refuses to list one."""
+
+    refused = ""
+
+    async def list(self, resource: Any, namespace: str | None = None, **_: Any) -> tuple[list[Any], str]:
+        if namespace == self.refused:
+            raise ForbiddenError("no right", status=403)
+        found = self.clusters.values()
+        return [obj for obj in found if namespace in (None, obj["metadata"]["namespace"])], "1"
+
+
+async def test_a_namespace_that_cannot_be_listed_keeps_its_clusters_and_hides_no_other_ones(
+    fleets: Fleets, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reconcile, "RESYNC_SECONDS", 0.05)
+    fleets.answer.set()
+    api = Lists()
+    for name in "abc":
+        api.add(name, namespace=f"in-{name}")
+
+    async def known(reconciler: Reconciler, *names: str) -> None:
+        async def look() -> bool:
+            return api.judged.issuperset(names) and sum(reconciler.states().values()) == len(names)
+
+        await until(look, what=f"{names} are known")
+
+    async with working(api, fleets, namespaces=("in-a", "in-b", "in-c")) as reconciler:
+        await known(reconciler, "a", "b", "c")
+        api.refused = "in-b"
+        del api.clusters["c"]
+        await known(reconciler, "a", "b")
+        api.add("d", namespace="in-c")
+        await known(reconciler, "a", "b", "d")
