@@ -111,6 +111,8 @@ class Presence:
         self._doubted = asyncio.Event()
         self._gone: dict[str, None] = {}
         self._asked: dict[str, list[Callable[[RoomPresence | None], None]]] = {}
+        self._reading: set[str] = set()
+        """Rooms that Redis was asked for, one reading each at a time."""
         self._kept_at = 0.0
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -222,18 +224,21 @@ class Presence:
     def ask(self, room: str, callback: Callable[[RoomPresence | None], None]) -> None:
         """Who is in the room, all over the cluster; None where Redis does not answer.
 
-        Those who watch it are told what differs from what they know before `callback` is called. All who ask
-        in one turn of the loop share a reading.
+        Those who watch it are told what differs from what they know before `callback` is called, and of what
+        is newer than the answer only afterwards. All who ask in one turn of the loop, or while the room is
+        read, share a reading.
         """
         waiting = self._asked.get(room)
         if waiting is not None:
             waiting.append(callback)
             return
         self._asked[room] = [callback]
-        self._loop.call_soon(self._read, room)
+        if room not in self._reading:
+            self._loop.call_soon(self._read, room)
 
     def _read(self, room: str) -> None:
         callbacks = self._asked.pop(room)
+        self._reading.add(room)
         here = self._rooms.get(room)
         address = here.address if here is not None else self._address(room)
         if here is not None:
@@ -252,18 +257,34 @@ class Presence:
                     self._store.bury(address, ghosts, _no_matter)
                     self._store.read(address, on_presence)
                     return
-            current = self._rooms.get(room)
-            if current is not None and current.watchers is not None:
-                if presence is None:
-                    current.watchers.lost()
-                    self._watched[room] = None
-                else:
-                    current.watchers.compare(presence)
-                    current.watchers.tell()
-            for callback in callbacks:
-                callback(presence)
+            try:
+                self._tell_and_answer(room, presence, callbacks)
+            finally:
+                self._reading.discard(room)
+                if room in self._asked:
+                    self._loop.call_soon(self._read, room)
 
         self._store.read(address, on_presence)
+
+    def _tell_and_answer(
+        self,
+        room: str,
+        presence: RoomPresence | None,
+        callbacks: list[Callable[[RoomPresence | None], None]],
+    ) -> None:
+        here = self._rooms.get(room)
+        watchers = here.watchers if here is not None else None
+        if watchers is not None:
+            if presence is None:
+                watchers.lost()
+                self._watched[room] = None
+            else:
+                watchers.compare(presence)
+                watchers.tell()
+        for callback in callbacks:
+            callback(presence)
+        if watchers is not None and watchers.catch_up():
+            self._watched[room] = None
 
     def _ghosts(self, presence: RoomPresence) -> list[str]:
         ghosts: set[str] = set()

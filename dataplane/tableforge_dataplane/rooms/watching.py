@@ -107,9 +107,17 @@ class Watchers:
                 self._news.update(dict.fromkeys(there - self._known, True))
                 self._news.update(dict.fromkeys(self._known - there, False))
             self._known = there
+
+    def catch_up(self) -> bool:
+        """Take what came while the room was read; True where the watchers are to be told something.
+
+        Not with the reading itself: whoever asked for it is answered before anybody hears of what came later.
+        """
         early, self._early = self._early, []
+        news = False
         for change in early:
-            self.take(change)
+            news |= self.take(change)
+        return news
 
     def tell(self) -> None:
         """Give the watchers the news, encoded once for each kind of client."""

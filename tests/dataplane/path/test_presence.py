@@ -2,12 +2,16 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from typing import Any
 
+import pytest
 import redis.asyncio
 
-from tableforge_dataplane.broker.presence import MOST_MEMBERS
+from tableforge_dataplane.broker.addresses import RoomAddress
+from tableforge_dataplane.broker.entries import Entry
+from tableforge_dataplane.broker.presence import MOST_MEMBERS, PresenceStore, RoomPresence
 from tableforge_dataplane.contract.settings import Secret
 from tableforge_dataplane.security.tokens import mint
 from tableforge_dataplane.server import Server
@@ -148,6 +152,51 @@ async def test_a_lost_change_shows_with_the_next_one(
     ada = await user(peers, one, "ada")
     await enter(ada, watches=False)
     await heard(watcher, joined={"eve", "ada"})
+
+
+@pytest.mark.parametrize("asked", [1, 2])
+async def test_nobody_hears_of_a_change_before_an_answer_from_before_it(
+    redis_server: RedisServer, instances: Instances, peers: Peers, monkeypatch: pytest.MonkeyPatch, asked: int
+) -> None:
+    (one,) = await instances(redis_server, rooms=QUICK, auth=AUTH)
+    watcher = await user(peers, one, "watcher")
+    await enter(watcher)
+    await settled(watcher, {"watcher": 1})
+    held: list[Callable[[], None]] = []
+    read, on_change = PresenceStore.read, one.presence.on_change
+    changed = asyncio.Event()
+
+    def slowly(
+        store: PresenceStore, address: RoomAddress, callback: Callable[[RoomPresence | None], None]
+    ) -> None:
+        read(store, address, lambda presence: held.append(lambda: callback(presence)))
+
+    def noted(room: str, entry: Entry) -> None:
+        on_change(room, entry)
+        changed.set()
+
+    monkeypatch.setattr(PresenceStore, "read", slowly)
+    monkeypatch.setattr(one._hub, "on_presence", noted)
+    await watcher.say({"type": "presence", "id": "first", "room": "lobby"})
+    await until(lambda: len(held) == 1)
+    ada = await user(peers, one, "ada")
+    await enter(ada, watches=False)
+    async with asyncio.timeout(30):
+        await changed.wait()
+    if asked == 2:  # again while the room is read: that is another reading, after this one
+        await watcher.say({"type": "presence", "id": "second", "room": "lobby"}, {"type": "ping"})
+        await watcher.hear_type("pong")
+    held.pop(0)()
+    answer = await watcher.hear_type("presence")
+    assert (answer["id"], users(answer)) == ("first", {"watcher": 1})
+    if asked == 2:
+        await until(lambda: len(held) == 1)
+        held.pop()()
+    event = await watcher.hear_type("members")
+    assert (event["joined"], event["left"], event["rev"]) == (["ada"], [], answer["rev"] + 1)
+    if asked == 2:
+        answer = await watcher.hear_type("presence")
+        assert (answer["id"], users(answer)) == ("second", {"watcher": 1, "ada": 1})
 
 
 @every_redis
