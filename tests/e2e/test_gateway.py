@@ -359,7 +359,7 @@ async def test_rooms_move_to_where_load_is_less(kubectl: Kubectl, namespace: str
             "rebalanceInterval": "10s",
             "failoverTimeout": "5s",
             "rebalanceThreshold": changes.THRESHOLD,
-            "moveCooldown": "10s",
+            "moveCooldown": "1s",
         },
         "rollout": {"maxReconnectsPerSecond": per_second, "drainTimeout": "16s"},
     }

@@ -27,8 +27,9 @@ PLAN_SECONDS: Final = 8 * HEARTBEAT_SECONDS + 2 * INTERVAL_SECONDS
 """How long one takes at most: eight heartbeats, and twice what as many clients need as an interval bears."""
 CYCLES: Final = 2
 """Within so many plans that begin after a change load is even again, whatever it was."""
-PLANNED_WITHIN_SECONDS: Final = INTERVAL_SECONDS + READING_SECONDS + PLAN_SECONDS + READING_SECONDS
-"""When the second of two plans begins at the latest: one interval, one plan, and the readings before each."""
+PLANNED_WITHIN_SECONDS: Final = INTERVAL_SECONDS + PLAN_SECONDS + 3 * READING_SECONDS
+"""When the second of two plans begins at the latest: one interval, one plan, the readings before each, and
+those of the time before the change was over."""
 CHANGE_SECONDS: Final = 90
 """How long a change itself takes at most, until all instances and all clients are there."""
 EVEN_WITHIN_SECONDS: Final = CHANGE_SECONDS + PLANNED_WITHIN_SECONDS + PLAN_SECONDS + READING_SECONDS
@@ -46,7 +47,7 @@ QUICK: Final = {
         "failoverTimeout": "5s",
         "rebalanceThreshold": THRESHOLD,
         # or what one change moved could not move at the next
-        "moveCooldown": f"{INTERVAL_SECONDS}s",
+        "moveCooldown": "1s",
     },
     "rollout": {"maxReconnectsPerSecond": RECONNECTS_PER_SECOND, "drainTimeout": "16s"},
     # so that in the end all of it can be read again
@@ -239,8 +240,8 @@ class Changes:
     async def even(self, instances: int, *, led: bool = True) -> None:
         """Wait until so many instances share all clients evenly, and nothing is under way.
 
-        The last plan for it began soon after the change was over: all instances there, and all clients. But
-        not where nobody led for a while.
+        The last plan for it began soon after the change was over: all instances there, and all clients, and
+        the operator's readings are of that. But not where nobody led for a while.
         """
         over: float | None = None
         plans_before = self._plans_before
@@ -253,6 +254,8 @@ class Changes:
             here = sum(found[name] for name in ready)
             if over is None and len(ready) == instances and here == self._crowd.size:
                 over = time.time()
+            if over is not None and time.time() - over < READING_SECONDS:
+                # what begins now is for what was read before
                 plans_before = len(await self._tables.told("RebalanceStarted"))
             if (
                 len(ready) == instances

@@ -24,7 +24,8 @@ def remove_kinds(kubeconfig: Path) -> None:
     crds = kubectl(kubeconfig, "get", "crd", "-o", "name").split()
     ours = [name for name in crds if name.endswith(f".{GROUP}")]
     if ours:
-        kubectl(kubeconfig, "delete", "--ignore-not-found", *ours)
+        # the API server takes its time over each: it sees first that no object is left
+        kubectl(kubeconfig, "delete", "--ignore-not-found", *ours, most_seconds=240)
 
 
 def word(

@@ -41,14 +41,14 @@ async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, secon
     raise AssertionError(f"after {seconds:g} s still not: {what}") from last
 
 
-def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None) -> str:
-    """The real kubectl. Raises AssertionError with what it printed."""
+def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None, most_seconds: float = 120) -> str:
+    """The real kubectl. Raises AssertionError with what it printed, TimeoutExpired."""
     done = subprocess.run(
         [str(Path(sys.executable).with_name("kubectl")), "--kubeconfig", str(kubeconfig), *arguments],
         input=stdin,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=most_seconds,
         check=False,
     )
     assert done.returncode == 0, f"kubectl {' '.join(arguments)}: {done.stderr}"

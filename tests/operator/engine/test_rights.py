@@ -19,7 +19,7 @@ from tests.operator.engine.clusters import find, manifest, until_condition
 from tests.operator.engine.gateways import ROUTED, ROUTES, install_kinds, remove_kinds
 from tests.operator.engine.operators import REPOSITORY, Operators, kubectl, service_account_kubeconfig, until
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 WATCHED = "tables"
 """The namespace that the overlay names."""
