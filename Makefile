@@ -36,7 +36,7 @@ down: $(READY) ## Stop what `make up` started
 
 test: $(READY) ## Run all tests
 	@$(PY) -m devcluster build
-	@$(PY) -m pytest -n 2 --durations=20 --dist loadfile --no-loadscope-reorder
+	@$(PY) -m tests
 
 bench: $(READY) ## Measure the data plane beside its peers (half an hour; needs Node and Go; writes docs/benchmarks.md)
 	@$(PY) -m benchmarks --write
