@@ -55,6 +55,16 @@ def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None, most_se
     return done.stdout
 
 
+def install(kubeconfig: Path) -> None:
+    """Everything in manifests/, and wait until the API server serves the kind."""
+    kubectl(kubeconfig, "apply", "-k", str(REPOSITORY / "manifests"))
+    # First for the names: kubectl takes conditions that are not there yet for an error.
+    for awaited in ("jsonpath={.status.acceptedNames.plural}=websocketclusters", "condition=Established"):
+        kubectl(
+            kubeconfig, "wait", f"--for={awaited}", "crd/websocketclusters.tableforge.io", "--timeout=60s"
+        )
+
+
 def service_account_kubeconfig(cluster: Devcluster, path: Path, *, namespace: str = SYSTEM_NAMESPACE) -> Path:
     """A kubeconfig that is the operator's ServiceAccount and nothing more, by a token from TokenRequest."""
     token = kubectl(
@@ -131,7 +141,8 @@ class Operators:
         self._namespace = namespace
         self._own_namespace = own_namespace
         self._folder = folder
-        self._running: list[Operator] = []
+        self.running: list[Operator] = []
+        """All that were started, the last one last; some may have ended."""
 
     async def __call__(
         self, *, everywhere: bool = False, leads: bool = True, also: Sequence[str] = ()
@@ -154,17 +165,17 @@ class Operators:
             environ={**os.environ, "POD_NAME": f"operator-{port}", "POD_NAMESPACE": self._own_namespace},
         )
         operator = Operator(child, port)
-        self._running.append(operator)
+        self.running.append(operator)
         if leads:
             await operator.leading()
         return operator
 
     async def stop(self) -> None:
-        for operator in self._running:
+        for operator in self.running:
             await operator.child.stop()
 
     def output(self) -> str:
-        return "\n\n".join(operator.child.output() for operator in self._running)
+        return "\n\n".join(operator.child.output() for operator in self.running)
 
 
 class AuditLog:
