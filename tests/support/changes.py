@@ -273,6 +273,8 @@ class Changes:
         print(f"  even again: {dict(self._crowd.connections())}, {len(plans)} plans: {plans}")
         plans = plans[plans_before - self._plans_before :]
         print(f"  {len(plans)} of them began after the change was over")
+        for reason in ("RebalanceFinished", "RebalanceStopped"):
+            print(f"  {reason}: {await self._tables.told(reason)}")
         assert len(plans) <= CYCLES, f"{self._what}: {plans}"
         assert over is not None
         if plans:
