@@ -56,7 +56,8 @@ class Instances:
     def _settings(self, redis: RedisServer, groups: dict[str, dict[str, Any]]) -> Settings:
         settings = Settings()
         changes: dict[str, dict[str, Any]] = {
-            "redis": {"host": redis.host, "port": redis.port, "connect_timeout_seconds": 1.0},
+            # so long it may say nothing: a busy machine's Redis, or one that a test has paused for a moment
+            "redis": {"host": redis.host, "port": redis.port, "connect_timeout_seconds": 5.0},
             "websocket": {"host": "127.0.0.1", "port": 0},
             "http": {"port": 0},
             "scaling": {"drain_seconds": 0.5},
@@ -186,6 +187,7 @@ class Peers:
             f"ws://127.0.0.1:{server.port}/ws",
             compression=options.pop("compression", None),
             max_queue=None,
+            open_timeout=60,
             ping_interval=None,
             close_timeout=1,
             **options,
