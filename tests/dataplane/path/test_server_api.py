@@ -128,7 +128,7 @@ async def test_a_user_is_disconnected_and_removed_everywhere(
 
 
 async def until_registered(call: Caller, server: Server, count: int) -> None:
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(30):
         while True:
             _, page = await call(server, "GET", "/api/instances")
             if sum(record["alive"] for record in page["instances"]) == count:
