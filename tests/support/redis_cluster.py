@@ -46,7 +46,7 @@ async def until_called(server: RedisServer, command: str, *, more: int) -> None:
     await eventually(called, within=60)
 
 
-async def eventually(condition: Callable[[], Any], *, within: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> None:
     """Wait until `condition`, a coroutine function, gives true. A server that is away counts as false."""
     async with asyncio.timeout(within):
         while True:

@@ -49,7 +49,7 @@ async def test_a_killed_primary_is_followed_to_the_one_that_the_sentinels_name(
         await first.start()
         await ask(first, "REPLICAOF", second.host, second.port)
         await publishing
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
     verdict = ledger.check()
     assert not any((verdict.lost, verdict.doubled, verdict.out_of_order)), verdict.describe()
     assert verdict.acknowledged == 1200
