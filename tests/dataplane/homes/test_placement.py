@@ -18,7 +18,7 @@ from tests.support.redis import RedisServer
 
 ROOMS = [f"room-{number}" for number in range(1000)]
 
-SLOW: dict[str, Any] = {"heartbeat_interval_seconds": 60.0, "failover_timeout_seconds": 120.0}
+SLOW: dict[str, Any] = {"heartbeat_interval_seconds": 600.0, "failover_timeout_seconds": 1200.0}
 """So that nobody looks by itself in a test's time."""
 
 STRATEGIES: tuple[PlacementStrategy, ...] = ("RoundRobin", "LeastConnections", "Weighted")
@@ -42,7 +42,8 @@ async def test_eight_instances_give_a_thousand_rooms_one_home_each(
     enter(ROOMS, *everybody)
     await until(lambda: agreed(ROOMS, *everybody) is not None)
     homes = agreed(ROOMS, *everybody)
-    assert homes == await look.homes() == await look.index()
+    assert homes is not None
+    assert await look.both() == (homes, homes)
     shares = Counter(homes.values())
     # scores are written anew meanwhile, but for turns, which go on; in the mean each has 125
     if strategy == "RoundRobin":
