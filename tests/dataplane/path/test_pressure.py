@@ -138,7 +138,7 @@ async def test_a_process_that_gets_no_time_refuses_and_comes_back(
     with pytest.raises(InvalidStatus) as turned_away:
         await peers(process)  # type: ignore[arg-type]
     assert turned_away.value.response.status_code == 503
-    await until(lambda: stages(process)[-1] in ("warn", "calm"), within=25)
+    await until(lambda: stages(process)[-1] in ("warn", "calm"), within=60)
     await peers(process)  # type: ignore[arg-type]
     assert "Traceback" not in process.output()
 
