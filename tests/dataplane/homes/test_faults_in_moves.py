@@ -130,7 +130,7 @@ async def everybody_talks(
             await talking
         finally:
             talking.cancel()
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
         await ledger.read_logs()
 
 

@@ -176,7 +176,7 @@ async def test_twenty_clients_follow_rooms_that_move_again_and_again_and_miss_no
             assert set(homes.values()) == {target}
         over.set()
         await talking
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
         await ledger.read_logs()
         published = collections.Counter(sent.room for sent in ledger.book.acks)
         await until(lambda: all(len(deaf.seqs[room]) >= count for room, count in published.items()))
@@ -225,7 +225,7 @@ async def test_the_clients_of_an_instance_that_leaves_go_straight_to_their_rooms
         after = await everybody_home(ledger, look, rooms)
         over.set()
         await talking
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
         await ledger.read_logs()
         assert leaving.instance not in after.values()
         assert {room: home for room, home in after.items() if before[room] != leaving.instance} == {
@@ -283,7 +283,7 @@ async def test_nonsense_in_the_directory_costs_no_message(
             return index == homes
 
         await eventually(repaired)
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
         await ledger.read_logs()
     verdict = ledger.check()
     assert not verdict.broken, verdict.describe()

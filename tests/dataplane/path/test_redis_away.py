@@ -440,6 +440,7 @@ async def test_a_mistake_over_one_client_or_answer_ends_nothing_that_goes_on_for
     assert (await bob.hear_type("error", within=30))["id"] == 2
     assert sorted(failed) == ["_judge_memory", "on_down", "on_join_failed"]
     # Redis is found again, by every connection to it, and its memory is watched
+    monkeypatch.setattr(hub, "JOIN_TIMEOUT_SECONDS", 60.0)
     await redis_server.start()
     await bob.join("other")
     await bob.published("other", 1)
