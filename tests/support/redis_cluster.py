@@ -17,6 +17,8 @@ from tests.support.redis import Binary, RedisServer, server_binary, server_envir
 
 SLOTS: Final = 16_384
 NODE_TIMEOUT_MS: Final = 1500
+HIGHEST_NODE_PORT: Final = 22_700
+"""The bus listens 10,000 higher: below the ports of outgoing connections, so that a restart finds it free."""
 
 FAILURES: Final = (RedisError, OSError, TimeoutError, LookupError)
 
@@ -220,6 +222,7 @@ class RedisCluster:
             self.directory / f"node-{self._made}",
             binary=self._binary,
             appendfsync="everysec",
+            highest_port=HIGHEST_NODE_PORT,
             args=(
                 "--cluster-enabled",
                 "yes",
