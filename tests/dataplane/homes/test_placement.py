@@ -325,8 +325,8 @@ async def test_a_room_whose_members_stay_where_no_room_can_live_does_not_come_an
     await until(lambda: agreed(["left", "joined"], one) is not None)
     await until(lambda: frees.rooms == {"left": LOST_MOST, "joined": LOST_MOST})
     await until(lambda: {one.homes.home_of("left"), one.homes.home_of("joined")} == {None})
-    # an empty room would be freed after two of these
-    await looks.more(15)
+    # an empty room would be freed after one of these
+    await looks.more(8)
     assert frees.rooms == {"left": LOST_MOST, "joined": LOST_MOST}
     enter(["joined"], two)
     await until(lambda: agreed(["joined"], one, two) == {"joined": "instance-2"})
