@@ -20,6 +20,9 @@ NODE_TIMEOUT_MS: Final = 1500
 HIGHEST_NODE_PORT: Final = 22_700
 """The bus listens 10,000 higher: below the ports of outgoing connections, so that a restart finds it free."""
 
+FAILOVER_WITHIN_SECONDS: Final = 120.0
+"""For sentinels to replace a primary: one that stood still for two seconds does nothing for thirty."""
+
 FAILURES: Final = (RedisError, OSError, TimeoutError, LookupError)
 
 

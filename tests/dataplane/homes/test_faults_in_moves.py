@@ -38,7 +38,13 @@ from tests.dataplane.path.instances import Peers, until
 from tests.support.ledger import Ledger, Verdict
 from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.redis import RedisServer
-from tests.support.redis_cluster import FAILURES, RedisSentinels, ask, eventually
+from tests.support.redis_cluster import (
+    FAILOVER_WITHIN_SECONDS,
+    FAILURES,
+    RedisSentinels,
+    ask,
+    eventually,
+)
 
 QUICK = {
     **GATEWAY,
@@ -238,7 +244,7 @@ async def test_a_replica_takes_over_in_the_middle_of_moves_without_having_heard_
             await first.kill9()
             second.resume()
             assert int(await ask(second, "GET", KEYS.directory("moved"))) < told, "nothing was taken back"
-            await eventually(lambda: _names(sentinels, second))
+            await eventually(lambda: _names(sentinels, second), within=FAILOVER_WITHIN_SECONDS)
             # it comes back as a replica of the other one: then `Replica` can be had again
             await first.start()
             await sentinels.follow(first, second)
