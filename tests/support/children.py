@@ -28,14 +28,17 @@ def _die_with(parent: int) -> Callable[[], None]:
     return before_exec
 
 
-def free_port(host: str = "127.0.0.1") -> int:
+HIGHEST_PORT: Final = 29_999
+
+
+def free_port(host: str = "127.0.0.1", *, highest: int = HIGHEST_PORT) -> int:
     """A port nobody listens on now.
 
     It lies below the range from which the kernel takes outgoing connections' ports, so that it stays free
     while a server that owns it is being restarted. Another process may still take it first: callers retry.
     """
     for _ in range(200):
-        port = random.randint(12_000, 29_999)
+        port = random.randint(12_000, highest)
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:

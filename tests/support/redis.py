@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from tests.support.children import Child, free_port
+from tests.support.children import HIGHEST_PORT, Child, free_port
 
 Binary = Literal["valkey", "redis62", "redis7", "redis8"]
 
@@ -98,6 +98,7 @@ class RedisServer:
         password: str | None = None,
         args: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
+        highest_port: int = HIGHEST_PORT,
     ) -> None:
         self._owns_directory = directory is None
         self.directory = (
@@ -112,6 +113,7 @@ class RedisServer:
         self._appendfsync = appendfsync
         self.args = args
         """What it is started with beside the usual."""
+        self._highest_port = highest_port
         self._port: int | None = None
         self._child: Child | None = None
 
@@ -161,7 +163,7 @@ class RedisServer:
         while True:
             if self._child is None or self._child.returncode is not None:
                 if not chosen_before:
-                    self._port = free_port()
+                    self._port = free_port(highest=self._highest_port)
                 self._child = self._spawn(self.port)
             if await self._answers(self._child, self.port, deadline):
                 return

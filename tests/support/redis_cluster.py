@@ -17,6 +17,11 @@ from tests.support.redis import Binary, RedisServer, server_binary, server_envir
 
 SLOTS: Final = 16_384
 NODE_TIMEOUT_MS: Final = 1500
+HIGHEST_NODE_PORT: Final = 22_700
+"""The bus listens 10,000 higher: below the ports of outgoing connections, so that a restart finds it free."""
+
+FAILOVER_WITHIN_SECONDS: Final = 120.0
+"""For sentinels to replace a primary: one that stood still for two seconds does nothing for thirty."""
 
 FAILURES: Final = (RedisError, OSError, TimeoutError, LookupError)
 
@@ -46,7 +51,7 @@ async def until_called(server: RedisServer, command: str, *, more: int) -> None:
     await eventually(called, within=60)
 
 
-async def eventually(condition: Callable[[], Any], *, within: float = 20.0) -> None:
+async def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> None:
     """Wait until `condition`, a coroutine function, gives true. A server that is away counts as false."""
     async with asyncio.timeout(within):
         while True:
@@ -220,6 +225,7 @@ class RedisCluster:
             self.directory / f"node-{self._made}",
             binary=self._binary,
             appendfsync="everysec",
+            highest_port=HIGHEST_NODE_PORT,
             args=(
                 "--cluster-enabled",
                 "yes",

@@ -1,6 +1,7 @@
 """One Redis that takes writes, and the three connections to it: publishes, subscriptions, commands."""
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Final
 
@@ -18,6 +19,10 @@ from tableforge_dataplane.topology.client import Locate
 
 WATCH_INTERVAL_SECONDS: Final = 1.0
 GUARD_RETRY_SECONDS: Final = 5.0
+
+PATIENCE_STEPS: Final = 5
+"""An answer is waited for in so many steps: of those a loop that stands still loses one, and reads in the
+next what came meanwhile."""
 
 _log = EventLog("broker")
 
@@ -195,10 +200,12 @@ class Shard:
     async def _ping(self) -> None:
         """A connection that is open and silent is dropped: a half-dead network looks like that."""
         loop = asyncio.get_running_loop()
-        patience = self._redis.connect_timeout_seconds
         while True:
+            due = loop.time() + PING_INTERVAL_SECONDS / 2
             await asyncio.sleep(PING_INTERVAL_SECONDS / 2)
             now = loop.time()
+            # what came while this loop stood still is read before the next look
+            patience = self._redis.connect_timeout_seconds + max(0.0, now - due)
             subscriber = self.links["subscriber"].connection
             if subscriber is not None:
                 if now - subscriber.last_reply_at > PING_INTERVAL_SECONDS + patience:
@@ -233,10 +240,12 @@ class Shard:
                 self._try_a_write()
             if self._redis.durability != "Memory" and self.links["publisher"].up:
                 self._look_at_durability()
-            try:
-                async with asyncio.timeout(self._redis.connect_timeout_seconds):
-                    await answered.wait()
-            except TimeoutError:
+            for _ in range(PATIENCE_STEPS):
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(self._redis.connect_timeout_seconds / PATIENCE_STEPS):
+                        await answered.wait()
+                        break
+            else:
                 _log.warning("redis_silent", link="commands", where=self.where)
                 self.links["commands"].abort()
                 await answered.wait()

@@ -24,6 +24,8 @@ class Heartbeat:
         self._to_ping: dict[Connection, float] = {}
         self._to_judge: dict[Connection, tuple[float, int]] = {}
         self._loop = asyncio.get_running_loop()
+        self._stood_still = 0.0
+        """For how long the loop did not go on: pongs that came meanwhile are not read yet when it does."""
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -46,13 +48,17 @@ class Heartbeat:
         self._to_judge.pop(connection, None)
 
     async def _run(self) -> None:
+        pause = min(LOOK_EVERY_SECONDS, self._timeout / 2)
         while True:
-            await asyncio.sleep(min(LOOK_EVERY_SECONDS, self._timeout / 2))
+            due = self._loop.time() + pause
+            await asyncio.sleep(pause)
             now = self._loop.time()
-            while (judged := next(iter(self._to_judge.items()), None)) and judged[1][0] <= now:
+            self._stood_still += max(0.0, now - due)
+            gone_on = now - self._stood_still
+            while (judged := next(iter(self._to_judge.items()), None)) and judged[1][0] <= gone_on:
                 connection, (_, buffered) = judged
                 del self._to_judge[connection]
-                self._judge(connection, buffered, now)
+                self._judge(connection, buffered, gone_on)
             # judged first: where both waits are equally long, a ping would make it look unheard
             while (pinged := next(iter(self._to_ping.items()), None)) and pinged[1] <= now:
                 connection, _ = pinged
@@ -63,13 +69,13 @@ class Heartbeat:
                 self._to_ping[connection] = now + self._interval
                 if connection not in self._to_judge:
                     connection.ping_now()
-                    self._to_judge[connection] = (now + self._timeout, connection.buffered_bytes())
+                    self._to_judge[connection] = (gone_on + self._timeout, connection.buffered_bytes())
 
-    def _judge(self, connection: Connection, buffered: int, now: float) -> None:
+    def _judge(self, connection: Connection, buffered: int, gone_on: float) -> None:
         if not _is_open(connection) or connection.heard:
             return
         if connection.buffered_bytes() < buffered:
-            self._to_judge[connection] = (now + self._timeout, connection.buffered_bytes())
+            self._to_judge[connection] = (gone_on + self._timeout, connection.buffered_bytes())
         else:
             connection.fail(CloseCode.INTERNAL_ERROR, "keepalive ping timeout")
 

@@ -282,6 +282,6 @@ def hold(verdict: Verdict, *, messages: int) -> None:
     hears at worst that nobody can tell, where the place from which it was asked was taken back."""
     assert not verdict.broken, verdict.describe()
     assert all(": unknown_key: " in one for one in verdict.unknown), verdict.describe()
-    # of each member eight are on the way, and primaries are killed on purpose with the newest in hand
-    assert len(verdict.unknown) <= messages / 20, verdict.describe()
+    # of each of the four members eight are on the way, and primaries are killed on purpose with these in hand
+    assert len(verdict.unknown) <= max(4 * 8, messages / 20), verdict.describe()
     assert verdict.resets or not verdict.unknown, verdict.describe()

@@ -79,7 +79,7 @@ async def test_a_clock_that_jumps_past_all_lifetimes_is_a_loss_that_is_told(
     await ada.join("lobby")
     await ada.published("lobby", "before")
     jumpy.jump(7 * 86_400)
-    reset = await ada.until("reset", within=15)
+    reset = await ada.until("reset")
     assert (reset["room"], reset["reason"]) == ("lobby", "log_lost")
     await ada.published("lobby", "after")
     await until(lambda: one.broker.redis_state().connected)
@@ -117,10 +117,10 @@ async def test_a_session_goes_on_while_its_instances_clock_that_went_back_allows
 ) -> None:
     clock = Clock(tmp_path / "clock")
     [one] = await dataplane(redis_server, AUTH_REQUIRED="true", JWT_SECRET=SECRET, **clock.environ)
-    ada = await peers(one, **bearer(time.time() + 4))
+    ada = await peers(one, **bearer(time.time() + 8))
     clock.jump(-3600)
     # it comes later and its token ends later than the first one's would have
-    bob = await peers(one, **bearer(time.time() - 3600 + 5))
+    bob = await peers(one, **bearer(time.time() - 3600 + 9))
     assert await bob.closed(within=30) == 4401
     await ada.silent()
     clock.jump(0)

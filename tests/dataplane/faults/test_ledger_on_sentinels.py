@@ -28,9 +28,15 @@ from tests.dataplane.faults.sabotage import (
 )
 from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.proxy import FaultProxy
-from tests.support.redis_cluster import RedisSentinels, ask, eventually, is_primary, is_settled
+from tests.support.redis_cluster import (
+    FAILOVER_WITHIN_SECONDS,
+    RedisSentinels,
+    ask,
+    eventually,
+    is_primary,
+    is_settled,
+)
 
-WITHIN = 60.0
 MESSAGES = 10_000 if FULL else 500
 IN_SHORT = ("cut redis", "client kill", "kill primary", "stale primary")
 
@@ -77,7 +83,7 @@ class Site:
             await self._follow()
             return False
 
-        await eventually(so, within=WITHIN)
+        await eventually(so, within=FAILOVER_WITHIN_SECONDS)
 
     async def mend(self) -> None:
         """Everything runs, nothing is held back."""
@@ -109,7 +115,7 @@ class Site:
         await asyncio.sleep(draw.seconds)
         await primary.kill9()
         replica.resume()
-        await eventually(lambda: self._replaced(primary), within=WITHIN)
+        await eventually(lambda: self._replaced(primary), within=FAILOVER_WITHIN_SECONDS)
         await asyncio.sleep(draw.seconds)
         await primary.start()
 
@@ -117,7 +123,7 @@ class Site:
         """It goes on answering after it was replaced, and takes what somebody writes to it."""
         primary = await self.redis.primary()
         primary.pause()
-        await eventually(lambda: self._replaced(primary), within=WITHIN)
+        await eventually(lambda: self._replaced(primary), within=FAILOVER_WITHIN_SECONDS)
         primary.resume()
         await asyncio.sleep(draw.seconds * 3)
 
@@ -129,8 +135,8 @@ class Site:
             await self.redis.ask_sentinel(draw.number % 3, "FAILOVER", self.redis.name)
             return True
 
-        await eventually(accepted, within=WITHIN)
-        await eventually(lambda: self._replaced(primary), within=WITHIN)
+        await eventually(accepted, within=FAILOVER_WITHIN_SECONDS)
+        await eventually(lambda: self._replaced(primary), within=FAILOVER_WITHIN_SECONDS)
 
     async def _restart_primary(self, draw: Draw) -> None:
         primary = await self.redis.primary()

@@ -29,6 +29,17 @@ def settings_for(**environ: str) -> Settings:
     return environment.read({"TABLEFORGE_REDIS_KEY_PREFIX": "test", **environ})
 
 
+BOTH_HALVES = """
+local found = {redis.call('HGETALL', KEYS[1])}
+for _, key in ipairs(redis.call('KEYS', ARGV[1] .. '*')) do
+  found[#found + 1] = key
+  found[#found + 1] = redis.call('SMEMBERS', key)
+end
+return found
+"""
+"""The homes and the indexes at one moment: who reads one after the other sees rooms on their way."""
+
+
 @dataclasses.dataclass
 class One:
     """An instance as far as its directory goes."""
@@ -116,13 +127,20 @@ class Directories:
 
     async def index(self) -> dict[str, str]:
         """The same, as the instances' indexes have it. Fails where a room is in two."""
-        found: dict[str, str] = {}
+        _, index = await self.both()
+        return index
+
+    async def both(self) -> tuple[dict[str, str], dict[str, str]]:
+        """The homes and the index, at one moment."""
         pattern = KEYS.directory("homes-of:")
-        async for key in self.redis.scan_iter(f"{pattern}*"):
-            for room in await self.redis.smembers(key):
-                assert room.decode() not in found, f"{room} is in two indexes"
-                found[room.decode()] = key.decode()[len(pattern) :]
-        return found
+        fields, *indexes = await self.redis.eval(BOTH_HALVES, 1, KEYS.homes, pattern)
+        homes = {room.decode(): home.decode() for room, home in zip(fields[::2], fields[1::2], strict=True)}
+        index: dict[str, str] = {}
+        for key, rooms in zip(indexes[::2], indexes[1::2], strict=True):
+            for room in rooms:
+                assert room.decode() not in index, f"{room} is in two indexes"
+                index[room.decode()] = key.decode()[len(pattern) :]
+        return homes, index
 
     async def moved(self) -> int:
         return int(await self.redis.get(KEYS.directory("moved")) or 0)

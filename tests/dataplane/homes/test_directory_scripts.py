@@ -37,8 +37,8 @@ def rooms(count: int, name: str = "room") -> list[str]:
 
 
 async def consistent(directories: Directories) -> dict[str, str]:
-    homes = await directories.homes()
-    assert await directories.index() == homes
+    homes, index = await directories.both()
+    assert index == homes
     return homes
 
 

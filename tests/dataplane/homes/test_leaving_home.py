@@ -10,7 +10,7 @@ from tableforge_dataplane.contract.fleet import InstanceOrder, Orders, Shed
 from tableforge_dataplane.homes import shedding
 from tableforge_dataplane.server import Server
 from tests.dataplane.homes.directories import Directories
-from tests.dataplane.homes.fleets import agreed, command, enter, fleet
+from tests.dataplane.homes.fleets import QUICK, agreed, command, enter, fleet
 from tests.dataplane.path.instances import Instances, Peer, Peers, until
 from tests.support.redis import RedisServer
 from tests.support.redis_cluster import eventually
@@ -30,7 +30,9 @@ async def leave(server: Server) -> None:
 async def test_hints_of_a_leaving_instance_carry_each_clients_new_home(
     instances: Instances, redis_server: RedisServer, peers: Peers, look: Directories
 ) -> None:
-    one, two, three = await fleet(instances, redis_server, 3)
+    # a quarter of that is for giving its homes away; and for so long none is freed because nobody comes
+    scaling = {**QUICK, "drain_seconds": 4.0, "heartbeat_interval_seconds": 5.0}
+    one, two, three = await fleet(instances, redis_server, 3, scaling=scaling)
     homes = ["instance-2", "instance-3"]
     by_home: dict[str, str] = {}
     for number in range(20):
@@ -111,6 +113,7 @@ async def test_a_hot_instance_sheds_as_many_as_it_was_told_and_says_so(
     await until(lambda: one.metrics.connections == 5)
 
     await eventually(lambda: _commands(two, ["s"]))
+    await until(lambda: sum(task.done() for task in listening) == 3)
     assert [(hint.get("url"), hint["reason"]) for hint in hints] == [(None, "rebalancing")] * 3
     assert sorted(member.socket.close_code for member in members if member.socket.close_code) == [1012] * 3
     await command(two, order)  # the same again

@@ -18,7 +18,7 @@ from tests.support.redis import RedisServer
 
 ROOMS = [f"room-{number}" for number in range(1000)]
 
-SLOW: dict[str, Any] = {"heartbeat_interval_seconds": 60.0, "failover_timeout_seconds": 120.0}
+SLOW: dict[str, Any] = {"heartbeat_interval_seconds": 600.0, "failover_timeout_seconds": 1200.0}
 """So that nobody looks by itself in a test's time."""
 
 STRATEGIES: tuple[PlacementStrategy, ...] = ("RoundRobin", "LeastConnections", "Weighted")
@@ -42,7 +42,8 @@ async def test_eight_instances_give_a_thousand_rooms_one_home_each(
     enter(ROOMS, *everybody)
     await until(lambda: agreed(ROOMS, *everybody) is not None)
     homes = agreed(ROOMS, *everybody)
-    assert homes == await look.homes() == await look.index()
+    assert homes is not None
+    assert await look.both() == (homes, homes)
     shares = Counter(homes.values())
     # scores are written anew meanwhile, but for turns, which go on; in the mean each has 125
     if strategy == "RoundRobin":
@@ -324,8 +325,8 @@ async def test_a_room_whose_members_stay_where_no_room_can_live_does_not_come_an
     await until(lambda: agreed(["left", "joined"], one) is not None)
     await until(lambda: frees.rooms == {"left": LOST_MOST, "joined": LOST_MOST})
     await until(lambda: {one.homes.home_of("left"), one.homes.home_of("joined")} == {None})
-    # an empty room would be freed after two of these
-    await looks.more(15)
+    # an empty room would be freed after one of these
+    await looks.more(8)
     assert frees.rooms == {"left": LOST_MOST, "joined": LOST_MOST}
     enter(["joined"], two)
     await until(lambda: agreed(["joined"], one, two) == {"joined": "instance-2"})

@@ -1,10 +1,11 @@
 """Instances in the test's own process and clients that show every frame."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from websockets.asyncio.client import ClientConnection, connect
@@ -56,7 +57,8 @@ class Instances:
     def _settings(self, redis: RedisServer, groups: dict[str, dict[str, Any]]) -> Settings:
         settings = Settings()
         changes: dict[str, dict[str, Any]] = {
-            "redis": {"host": redis.host, "port": redis.port, "connect_timeout_seconds": 1.0},
+            # so long it may say nothing: a busy machine's Redis, or one that a test has paused for a moment
+            "redis": {"host": redis.host, "port": redis.port, "connect_timeout_seconds": 5.0},
             "websocket": {"host": "127.0.0.1", "port": 0},
             "http": {"port": 0},
             "scaling": {"drain_seconds": 0.5},
@@ -77,6 +79,14 @@ class Instances:
         """Stop all of them at once."""
         await asyncio.gather(*(server.stop() for server in self.servers))
         self.servers.clear()
+
+
+class HeldClock:
+    """An instance's clock for the limits of clients that come from now on: it goes on as the test says."""
+
+    def __init__(self, server: Server) -> None:
+        self.now = 1000.0
+        server.surroundings.clock = lambda: self.now
 
 
 class Peer:
@@ -186,6 +196,7 @@ class Peers:
             f"ws://127.0.0.1:{server.port}/ws",
             compression=options.pop("compression", None),
             max_queue=None,
+            open_timeout=60,
             ping_interval=None,
             close_timeout=1,
             **options,
@@ -202,6 +213,41 @@ class Peers:
             socket.transport.abort()
         for socket in self._sockets:
             await socket.wait_closed()
+
+
+class Lost:
+    """Time in which this loop did not go on, and with it everything that the test does."""
+
+    def __init__(self) -> None:
+        self._pauses: list[tuple[float, float]] = []
+        """When each ended, by the monotonic clock, and how long it was."""
+
+    @property
+    def seconds(self) -> float:
+        return sum(seconds for _, seconds in self._pauses)
+
+    def between(self, began: float, ended: float) -> float:
+        """How many seconds of this were lost, roughly."""
+        return sum(seconds for at, seconds in self._pauses if at > began and at - seconds < ended)
+
+    async def count(self) -> None:
+        while True:
+            began = time.monotonic()
+            await asyncio.sleep(0.02)
+            if (seconds := time.monotonic() - began - 0.03) > 0:
+                self._pauses.append((time.monotonic(), seconds))
+
+
+@contextlib.asynccontextmanager
+async def lost_time() -> AsyncIterator[Lost]:
+    """Counts it meanwhile: who is late for that has not done anything wrong."""
+    lost = Lost()
+    counting = asyncio.create_task(lost.count())
+    try:
+        yield lost
+    finally:
+        counting.cancel()
+        await asyncio.gather(counting, return_exceptions=True)
 
 
 async def until(condition: Callable[[], bool], *, within: float = 30.0) -> None:

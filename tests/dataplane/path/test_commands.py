@@ -13,7 +13,7 @@ from tableforge_dataplane.contract.settings import Secret
 from tableforge_dataplane.protocol import native
 from tableforge_dataplane.protocol.commands import Refused
 from tableforge_dataplane.security.tokens import mint
-from tests.dataplane.path.instances import Instances, Peers, until
+from tests.dataplane.path.instances import HeldClock, Instances, Peers, until
 from tests.dataplane.path.parsers import client_frame
 from tests.support.redis import RedisServer
 
@@ -376,6 +376,7 @@ async def test_the_rate_limit_says_when_to_go_on_and_closes_who_never_does(
     (one,) = await instances(
         redis_server, security={"max_messages_per_second": 5, "max_messages_per_minute": 1000}
     )
+    clock = HeldClock(one)
     ada, bob = await peers(one), await peers(one)
     for number in range(6):
         await ada.say({"type": "ping", "id": number})
@@ -384,7 +385,7 @@ async def test_the_rate_limit_says_when_to_go_on_and_closes_who_never_does(
     error = await ada.hear_type("error")
     assert (error["code"], error["id"], error["command"]) == ("rate_limited", 5, "ping")
     assert 0 < error["retryAfter"] <= 1
-    await asyncio.sleep(error["retryAfter"])  # as it was told to: then it may
+    clock.now += error["retryAfter"]
     await ada.silent()
     for _ in range(2):
         await ada.say(*({"type": "ping"} for _ in range(60)))
@@ -396,6 +397,7 @@ async def test_bytes_are_counted_per_user_over_all_connections(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, security={"max_bytes_per_second": 40_000}, **AUTH)
+    clock = HeldClock(one)
     headers = {"Authorization": f"Bearer {token()}"}
     first, second = await peers(one, additional_headers=headers), await peers(one, additional_headers=headers)
     await first.join("lobby")
@@ -404,7 +406,7 @@ async def test_bytes_are_counted_per_user_over_all_connections(
     await second.publish("lobby", "x" * 30_000)
     error = await second.until("error")
     assert error["code"] == "rate_limited"
-    await asyncio.sleep(error["retryAfter"] + 0.01)  # as it was told to: then it may
+    clock.now += error["retryAfter"] + 0.01
     await second.published("lobby", "x" * 30_000)
 
 
@@ -473,7 +475,7 @@ async def test_renewing_a_token_keeps_the_user_and_checks_the_rooms_again(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, **AUTH)
-    first = {"additional_headers": {"Authorization": f"Bearer {token(seconds=2)}"}}
+    first = {"additional_headers": {"Authorization": f"Bearer {token(seconds=5)}"}}
     ada, not_renewed = await peers(one, **first), await peers(one, **first)
     await ada.join("a")
     await ada.join("b")
@@ -514,7 +516,7 @@ async def test_a_token_that_runs_out_ends_the_connection(
     (one,) = await instances(redis_server, **AUTH)
     bob = await peers(one, additional_headers={"Authorization": f"Bearer {token('bob')}"})
     await bob.join("lobby")
-    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(seconds=3)}"})
+    ada = await peers(one, additional_headers={"Authorization": f"Bearer {token(seconds=5)}"})
     await ada.join("lobby")
     error = await ada.hear_type("error")
     assert error["code"] == "unauthorized"

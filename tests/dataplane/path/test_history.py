@@ -9,7 +9,7 @@ import pytest
 import redis.asyncio
 
 from tableforge_dataplane.contract.settings import Secret
-from tests.dataplane.path.instances import Instances, Peer, Peers
+from tests.dataplane.path.instances import HeldClock, Instances, Peer, Peers
 from tests.support.redis import RedisServer
 from tests.support.versions import every_redis
 
@@ -187,6 +187,7 @@ async def test_what_was_read_is_paid_for_in_bytes(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, security={"max_bytes_per_second": 60_000})
+    HeldClock(one)
     ada, bob = await peers(one), await peers(one)
     await ada.join("lobby")
     await ada.publish("lobby", "x" * 50_000)

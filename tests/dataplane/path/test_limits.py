@@ -15,7 +15,7 @@ from tableforge_dataplane.session.limits import (
     CommandRate,
     UserRate,
 )
-from tests.dataplane.path.instances import Instances, Peers
+from tests.dataplane.path.instances import HeldClock, Instances, Peers
 from tests.support.redis import RedisServer
 
 SETTINGS = dataclasses.replace(SecuritySettings(), max_messages_per_second=10, max_messages_per_minute=50)
@@ -88,6 +88,7 @@ async def test_guests_leave_no_budget_behind(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, security={"max_bytes_per_second": 1024})
+    HeldClock(one)
     guest = await peers(one)
     await guest.join("lobby")
     await guest.published("lobby", "x" * 700)

@@ -52,7 +52,8 @@ def live(tmp_path: Path) -> LiveFile:
 
 
 def logged(process: DataplaneProcess, event: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
+    whole, _, _ = process.log.read_text().rpartition("\n")
+    lines = [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
     return [line for line in lines if line["event"] == event]
 
 

@@ -15,9 +15,10 @@ from tableforge_dataplane.broker.presence import MOST_MEMBERS, PresenceStore, Ro
 from tableforge_dataplane.contract.settings import Secret
 from tableforge_dataplane.security.tokens import mint
 from tableforge_dataplane.server import Server
-from tests.dataplane.path.instances import Frame, Instances, Peer, Peers, until
+from tests.dataplane.path.instances import Frame, HeldClock, Instances, Peer, Peers, until
 from tests.support.processes import DataplaneFleet
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import ask, eventually
 from tests.support.versions import every_redis
 
 KEY = "0123456789abcdef0123456789abcdef"
@@ -121,7 +122,7 @@ async def test_a_user_is_there_once_from_the_first_socket_to_the_last(
 async def test_who_is_back_in_a_moment_has_neither_left_nor_joined(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
-    one, two = await instances(redis_server, 2, rooms={"presence_grace_seconds": 1.5}, auth=AUTH)
+    one, two = await instances(redis_server, 2, rooms={"presence_grace_seconds": 4.0}, auth=AUTH)
     watcher, ada = await user(peers, one, "watcher"), await user(peers, one, "ada")
     await enter(watcher)
     await enter(ada)
@@ -134,7 +135,7 @@ async def test_who_is_back_in_a_moment_has_neither_left_nor_joined(
     ada.socket.transport.abort()
     (event,) = await heard(watcher, left={"ada"})
     assert event["joined"] == []
-    assert time.monotonic() - began > 1.0
+    assert time.monotonic() - began > 3.0
 
 
 async def test_a_lost_change_shows_with_the_next_one(
@@ -262,10 +263,15 @@ async def test_what_is_asked_counts_in_the_users_bytes(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
     (one,) = await instances(redis_server, rooms=QUICK, auth=AUTH, security={"max_bytes_per_second": 1024})
+    HeldClock(one)
     members = [await user(peers, one, f"{number}" * 100) for number in range(5)]
     for member in members:
         await enter(member, watches=False)
-    await settled(members[1], dict.fromkeys((member.welcome["user"] for member in members), 1))
+
+    async def all_written() -> bool:
+        return bool(await ask(redis_server, "HLEN", HASH) == len(members) + 1)
+
+    await eventually(all_written)  # who asks pays for it
     answers = []
     for number in range(6):
         await members[0].say({"type": "presence", "id": number, "room": "lobby"})
@@ -309,8 +315,8 @@ async def test_a_crowd_is_counted_and_not_told(
         assert len(answer["members"]) >= MOST_MEMBERS - 1
         ada = await user(peers, one, "ada")
         await enter(ada, watches=False)
-        while (await present(ada))["count"] != MOST_MEMBERS + 2:
-            pass
+        while (await present(ada))["count"] != MOST_MEMBERS + 2:  # noqa: ASYNC110
+            await asyncio.sleep(0.1)  # well below the rate limit
         await watcher.silent()
         # few enough again: what differs from what was told last
         await client.hdel(HASH, *list(crowd)[10:])
@@ -341,7 +347,7 @@ async def test_a_killed_instance_leaves_no_ghosts(
         redis_server,
         2,
         HEARTBEAT_INTERVAL="200",
-        TABLEFORGE_CLUSTERING_FAILOVER_TIMEOUT="1200",
+        TABLEFORGE_CLUSTERING_FAILOVER_TIMEOUT="3000",
     )
     ada, bob = await peers(one), await peers(two)
     await enter(ada)

@@ -63,7 +63,7 @@ class Room:
 
     async def change(self) -> PresenceChange:
         """The next one that was published."""
-        message = await self._pubsub.get_message(timeout=5)
+        message = await self._pubsub.get_message(timeout=30)
         assert message is not None
         return change_of(from_channel(message["data"]))
 
@@ -78,11 +78,12 @@ async def room(request: pytest.FixtureRequest, tmp_path: Any) -> AsyncIterator[R
     binary: Binary = request.param
     async with RedisServer(tmp_path / "redis", binary=binary, appendfsync=None) as server:
         client = redis.asyncio.Redis(host=server.host, port=server.port)
-        pubsub = client.pubsub(ignore_subscribe_messages=True)
+        pubsub = client.pubsub()
         try:
             await pubsub.subscribe(ADDRESS.channel)
-            while not pubsub.subscribed or await pubsub.get_message(timeout=0.05) is not None:
-                pass
+            subscribed = await pubsub.get_message(timeout=30)
+            assert subscribed is not None
+            assert subscribed["type"] == "subscribe"
             yield Room(client, pubsub)
         finally:
             await pubsub.aclose()

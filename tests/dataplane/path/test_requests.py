@@ -443,7 +443,7 @@ def test_what_clients_send_takes_the_short_path(line: bytes, fields: list[bytes]
     ],
 )
 def test_no_request_takes_long_to_be_found_unusual(unusual: bytes) -> None:
-    began = time.perf_counter()
+    began = time.thread_time()
     for _ in range(100):
         assert usual.read(unusual) is None
-    assert time.perf_counter() - began < 0.1 * 5, "5 ms a request"
+    assert time.thread_time() - began < 0.1 * 5, "5 ms a request"

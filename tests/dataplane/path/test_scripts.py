@@ -96,9 +96,9 @@ async def test_what_is_published_is_what_is_stored(room: Room) -> None:
     await room.join()
     async with room.client.pubsub() as listener:
         await listener.subscribe(ADDRESS.channel)
-        assert (await listener.get_message(timeout=5))["type"] == "subscribe"
+        assert (await listener.get_message(timeout=30))["type"] == "subscribe"
         seq, tag, duplicate = await room.publish(b'{"a": 1 2}')
-        message = await listener.get_message(timeout=5)
+        message = await listener.get_message(timeout=30)
     ((stored_seq, stored_tag, fields),) = await room.log()
     assert (seq, tag, duplicate) == (stored_seq, stored_tag, 0)
     prev, ts, origin, before = fields[b"h"].split(b" ")

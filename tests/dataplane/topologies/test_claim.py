@@ -9,7 +9,7 @@ from tests.support.versions import every_redis
 
 
 def claiming(name: str) -> dict[str, dict[str, Any]]:
-    return {"redis": {"claim": name}, "scaling": {"failover_timeout_seconds": 1.2}}
+    return {"redis": {"claim": name}, "scaling": {"failover_timeout_seconds": 3.0}}
 
 
 @every_redis

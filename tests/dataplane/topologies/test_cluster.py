@@ -103,7 +103,8 @@ async def test_a_slot_moves_under_traffic_to_a_node_that_had_none(
 ) -> None:
     servers = await started(instances, cluster, 2)
     async with Ledger(urls(servers), members=3, rooms=6, seed=1) as ledger:
-        publishing = asyncio.create_task(ledger.publish(3000, over_seconds=6))
+        over = asyncio.Event()
+        talking = asyncio.create_task(ledger.talk(per_second=500, until=over))
         newcomer = await cluster.add()
         room = "ledger:1"
         slot = slot_of(room.encode())
@@ -114,7 +115,7 @@ async def test_a_slot_moves_under_traffic_to_a_node_that_had_none(
         await ledger.more(150)
         # one key here and one there: nobody can use both for now
         await cluster.move_keys(slot, source=source, target=newcomer, keys=(where.meta,))
-        # who waits for it has no more to say in the end, so that hardly anybody says anything
+        # who waits for it takes a place, so that hardly anybody says anything in the end
         await ledger.busy(16)
         await cluster.move_keys(slot, source=source, target=newcomer)
         # from now on everything is asked for at the newcomer, which does not have the slot yet
@@ -125,11 +126,13 @@ async def test_a_slot_moves_under_traffic_to_a_node_that_had_none(
         await cluster.begin_move(slot, source=newcomer, target=back)
         await cluster.move_keys(slot, source=newcomer, target=back)
         await cluster.end_move(slot, source=newcomer, target=back)
-        await publishing
-        await ledger.settle(timeout_seconds=20)
+        await ledger.more(200)
+        over.set()
+        await talking
+        await ledger.settle(timeout_seconds=60)
         assert await ask(back, "XLEN", where.log) > 100
     unbroken(ledger)
-    assert ledger.acknowledged == 3000
+    assert not ledger.book.unknown
     assert ledger.reconnects == 0
 
 
@@ -175,7 +178,7 @@ async def test_one_senders_messages_keep_their_order_while_their_slot_moves(
         await hundreds()
     moving = False
     await sending
-    heard = [message["data"] for message in await bob.messages(sent, within=20)]
+    heard = [message["data"] for message in await bob.messages(sent)]
     assert heard == list(range(sent))
     assert sent > 1000
 
@@ -213,7 +216,8 @@ async def test_a_slot_moves_on_an_older_redis(instances: Instances, binary: Bina
     async with RedisCluster(binary=binary) as cluster:
         servers = await started(instances, cluster, 2)
         async with Ledger(urls(servers), members=2, rooms=4, seed=2) as ledger:
-            publishing = asyncio.create_task(ledger.publish(1500, over_seconds=3))
+            over = asyncio.Event()
+            talking = asyncio.create_task(ledger.talk(per_second=500, until=over))
             slot = slot_of(b"ledger:2")
             source = await cluster.owner(slot)
             target = next(node for node in cluster.primaries if node is not source)
@@ -222,10 +226,12 @@ async def test_a_slot_moves_on_an_older_redis(instances: Instances, binary: Bina
             await cluster.move_keys(slot, source=source, target=target)
             await ledger.more(150)
             await cluster.end_move(slot, source=source, target=target)
-            await publishing
-            await ledger.settle(timeout_seconds=20)
+            await ledger.more(150)
+            over.set()
+            await talking
+            await ledger.settle(timeout_seconds=60)
         unbroken(ledger)
-        assert ledger.acknowledged == 1500
+        assert not ledger.book.unknown
 
 
 @pytest.mark.parametrize("binary", ["redis62", "redis7"])
@@ -241,11 +247,11 @@ async def test_a_killed_node_of_an_older_redis_is_followed_to_its_replica(
             await eventually(lambda: is_primary(cluster.replicas[0][0]))
             await cluster.primaries[0].start()
             await publishing
-            await ledger.settle(timeout_seconds=30)
+            await ledger.settle(timeout_seconds=60)
         verdict = ledger.check()
         assert not any((verdict.lost, verdict.doubled, verdict.out_of_order)), verdict.describe()
         assert verdict.acknowledged > 400
-        await until(lambda: all(server.broker.redis_state().connected for server in servers), within=20)
+        await until(lambda: all(server.broker.redis_state().connected for server in servers))
 
 
 async def test_a_killed_node_is_followed_to_its_replica_and_a_planned_failover_too(
@@ -254,7 +260,8 @@ async def test_a_killed_node_is_followed_to_its_replica_and_a_planned_failover_t
     async with RedisCluster(replicas=1) as cluster:
         servers = await started(instances, cluster, 2, durability="Replica")
         async with Ledger(urls(servers), members=3, rooms=9, seed=3) as ledger:
-            publishing = asyncio.create_task(ledger.publish(2500, over_seconds=8))
+            over = asyncio.Event()
+            talking = asyncio.create_task(ledger.talk(per_second=300, until=over))
             await ledger.busy(1)
             # the replica of the second primary takes over in order: everything there moves at once
             replica = cluster.replicas[1][0]
@@ -265,12 +272,14 @@ async def test_a_killed_node_is_followed_to_its_replica_and_a_planned_failover_t
             await eventually(lambda: is_primary(cluster.replicas[0][0]))
             # it comes back as the replica of its former replica: then `Replica` can be had again there
             await cluster.primaries[0].start()
-            await publishing
-            await ledger.settle(timeout_seconds=30)
+            await ledger.more(200)
+            over.set()
+            await talking
+            await ledger.settle(timeout_seconds=60)
         # what no replica had was not acknowledged; who had seen it was told `reset`
         verdict = ledger.check()
         assert not verdict.lost, verdict.describe()
         assert not verdict.doubled, verdict.describe()
         assert not verdict.out_of_order, verdict.describe()
-        assert verdict.acknowledged > 2000
-        await until(lambda: all(server.broker.redis_state().connected for server in servers), within=20)
+        assert verdict.acknowledged > 4 * len(verdict.unknown)
+        await until(lambda: all(server.broker.redis_state().connected for server in servers))

@@ -10,7 +10,7 @@ from tableforge_dataplane.contract.settings import Secret
 from tableforge_dataplane.server import Server
 from tests.dataplane.path.instances import Instances, Peers, until
 from tests.support.ledger import Ledger
-from tests.support.redis_cluster import RedisSentinels, ask, eventually
+from tests.support.redis_cluster import FAILOVER_WITHIN_SECONDS, RedisSentinels, ask, eventually
 
 
 @pytest.fixture(params=["valkey", "redis62", "redis7"])
@@ -44,12 +44,12 @@ async def test_a_killed_primary_is_followed_to_the_one_that_the_sentinels_name(
         publishing = asyncio.create_task(ledger.publish(1200, over_seconds=3))
         await ledger.busy(1)
         await first.kill9()
-        await eventually(lambda: _names(sentinels, second.port))
+        await eventually(lambda: _names(sentinels, second.port), within=FAILOVER_WITHIN_SECONDS)
         # it comes back as a replica of the other one: then `Replica` can be had again
         await first.start()
         await ask(first, "REPLICAOF", second.host, second.port)
         await publishing
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
     verdict = ledger.check()
     assert not any((verdict.lost, verdict.doubled, verdict.out_of_order)), verdict.describe()
     assert verdict.acknowledged == 1200
@@ -72,7 +72,7 @@ async def test_a_replica_that_takes_over_without_the_last_messages_is_told_as_a_
     assert [m["data"] for m in await bob.messages(2)] == ["both have it", "only the first has it"]
     await first.kill9()
     second.resume()
-    await eventually(lambda: _names(sentinels, second.port))
+    await eventually(lambda: _names(sentinels, second.port), within=FAILOVER_WITHIN_SECONDS)
     fresh = await ada.published("table", "after")
     assert (fresh["seq"], fresh["pos"] == stale["pos"]) == (2, False), "the number is handed out again"
     # a check of the log may come before the new message: then it only ends too early
