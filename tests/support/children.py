@@ -2,6 +2,7 @@
 
 import asyncio
 import ctypes
+import json
 import os
 import random
 import signal
@@ -10,7 +11,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _PR_SET_PDEATHSIG: Final = 1
 # Looked up before any fork: between fork and exec only async-signal-safe work is allowed.
@@ -62,6 +63,12 @@ def free_ports(count: int, host: str = "127.0.0.1") -> int:
                 probe.close()
         return first
     raise RuntimeError(f"no {count} free ports in a row found on {host} in 50 tries")
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    """The events in a log, one JSON object a line. One that is being written right now is not there yet."""
+    *whole, _ = log.read_text(errors="replace").split("\n")
+    return [json.loads(line) for line in whole if line.startswith("{")]
 
 
 class Child:
@@ -127,7 +134,7 @@ class Child:
     async def kill9(self) -> int:
         """SIGKILL, and wait for the end."""
         self.send(signal.SIGKILL)
-        return await self.ended(10)
+        return await self.ended(60)
 
     def output(self, *, last_lines: int = 60) -> str:
         """What it printed last."""

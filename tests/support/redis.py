@@ -151,7 +151,7 @@ class RedisServer:
             found["REDIS_PASSWORD"] = self.password
         return found
 
-    async def start(self, *, timeout_seconds: float = 20) -> None:
+    async def start(self, *, timeout_seconds: float = 60) -> None:
         """Start it where it doesn't run, and wait until it answers PING (its data loaded).
 
         Raises RedisFailedError.
