@@ -97,7 +97,7 @@ async def test_a_page_sees_why_it_is_refused(
         attempt(open_one),
         attempt(locked, token("bob")),
     ]
-    async with browser(site.origin), asyncio.timeout(60):
+    async with browser(site.origin), asyncio.timeout(120):
         found = await site.report
     assert [(each["code"], each["first"].get("code", each["first"]["type"])) for each in found] == [
         (4401, "unauthorized"),
