@@ -11,12 +11,17 @@ from typing import Any, Final, Self
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from tableforge_dataplane.contract.settings import Settings
+from tableforge_dataplane.protocol.names import personal_log
 from tests.support.children import Child, free_port
 from tests.support.proxy import FaultProxy
 from tests.support.redis import Binary, RedisServer, server_binary, server_environ
 
 SLOTS: Final = 16_384
 NODE_TIMEOUT_MS: Final = 1500
+"""Where a replica is to take over soon."""
+PATIENT_NODE_TIMEOUT_MS: Final = 5000
+"""Where nobody can: a node that a busy machine lets wait is none that has failed."""
 
 FAILURES: Final = (RedisError, OSError, TimeoutError, LookupError)
 
@@ -46,7 +51,18 @@ async def until_called(server: RedisServer, command: str, *, more: int) -> None:
     await eventually(called, within=60)
 
 
-async def eventually(condition: Callable[[], Any], *, within: float = 20.0) -> None:
+async def until_received(server: RedisServer, user: str, pos: str) -> None:
+    """Wait until it is noted that the user has handled its direct messages up to this place: that has no
+    answer. Raises TimeoutError."""
+    meta = f"tf:{Settings().redis.key_prefix}:{{{personal_log(user)}}}:meta"
+
+    async def noted() -> bool:
+        return bool(await ask(server, "HGET", meta, "r") == pos.encode())
+
+    await eventually(noted)
+
+
+async def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> None:
     """Wait until `condition`, a coroutine function, gives true. A server that is away counts as false."""
     async with asyncio.timeout(within):
         while True:
@@ -109,6 +125,7 @@ class RedisCluster:
         self._tls = tls
         self.tls_ports: dict[RedisServer, int] = {}
         self._made = 0
+        self._node_timeout_ms = NODE_TIMEOUT_MS if replicas else PATIENT_NODE_TIMEOUT_MS
         self.primaries = [self._make() for _ in range(primaries)]
         self.replicas = [[self._make() for _ in range(replicas)] for _ in range(primaries)]
         self.others: list[RedisServer] = []
@@ -224,7 +241,7 @@ class RedisCluster:
                 "--cluster-enabled",
                 "yes",
                 "--cluster-node-timeout",
-                str(NODE_TIMEOUT_MS),
+                str(self._node_timeout_ms),
                 "--repl-diskless-sync",
                 "yes",
                 "--repl-diskless-sync-delay",
