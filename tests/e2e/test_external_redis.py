@@ -83,7 +83,7 @@ def host_and_port(addresses: str) -> list[str]:
 
 
 async def test_a_primary_behind_sentinels(kubectl: Kubectl, namespace: str) -> None:
-    async with RedisSentinels() as sentinels:
+    async with RedisSentinels(down_after_ms=30_000) as sentinels:
         await apply(
             kubectl,
             namespace,

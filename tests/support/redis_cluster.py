@@ -317,13 +317,16 @@ class RedisSentinels:
         name: str = "tables",
         proxied: bool = False,
         user: tuple[str, str] | None = None,
+        down_after_ms: int = 800,
     ) -> None:
         """`proxied`: everybody reaches the two servers over proxies that can misbehave. `user`: a name and a
-        password without which the sentinels answer nobody."""
+        password without which the sentinels answer nobody. `down_after_ms`: for how long a primary is silent
+        until it is replaced."""
         self.directory = Path(tempfile.mkdtemp(prefix="tableforge-sentinels-"))
         self.name = name
         self._announced = Announced(proxied=proxied)
         self._user = user
+        self._down_after_ms = down_after_ms
         self._binary: Binary = binary
         args = ("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
         self.servers = [
@@ -418,7 +421,7 @@ class RedisSentinels:
                 "bind 127.0.0.1",
                 f"dir {folder}",
                 f"sentinel monitor {self.name} {first.host} {self._announced.port(first)} 2",
-                f"sentinel down-after-milliseconds {self.name} 800",
+                f"sentinel down-after-milliseconds {self.name} {self._down_after_ms}",
                 f"sentinel failover-timeout {self.name} 3000",
             ]
             if self._user is not None:

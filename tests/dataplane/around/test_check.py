@@ -269,7 +269,7 @@ async def _has_failed(node: RedisServer) -> bool:
 
 
 async def test_the_primary_is_found_by_its_sentinels() -> None:
-    async with RedisSentinels(name="tables") as sentinels:
+    async with RedisSentinels(name="tables", down_after_ms=30_000) as sentinels:
         environ = {
             "TABLEFORGE_REDIS_MODE": "Sentinel",
             "TABLEFORGE_REDIS_ADDRESSES": sentinels.addresses,
