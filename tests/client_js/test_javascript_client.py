@@ -12,6 +12,8 @@ from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.redis import RedisServer
 from tests.support.redis_cluster import until_received
 
+pytestmark = pytest.mark.timeout(900)  # in a fresh checkout the first one installs the browser
+
 SECRET = "0123456789abcdef0123456789abcdef"
 QUICK = {"backoffBase": 0.05, "backoffLongest": 0.5}
 

@@ -19,6 +19,8 @@ from tests.support.redis import RedisServer
 from tests.support.redis_cluster import ask, eventually
 from tests.support.scripted_peer import PeerConnection, ScriptedPeer
 
+pytestmark = pytest.mark.timeout(900)  # in a fresh checkout the first one installs the browser
+
 
 @pytest.fixture(params=[Node, Page])
 async def js(request: pytest.FixtureRequest) -> AsyncIterator[JavaScript]:

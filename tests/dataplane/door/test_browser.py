@@ -17,6 +17,8 @@ from tests.dataplane.path.instances import Instances, Peers
 from tests.support.browser import browser
 from tests.support.redis import RedisServer
 
+pytestmark = pytest.mark.timeout(900)  # in a fresh checkout it installs the browser
+
 PAGE = """<!doctype html><script>
 const attempt = ([url, protocols]) => new Promise(resolve => {
   const heard = [], socket = new WebSocket(url, protocols);
