@@ -81,6 +81,11 @@ def redis_image(binary: Binary) -> dict[str, Any]:
     }
 
 
+def _highest_port(args: tuple[str, ...]) -> int:
+    """A node of a cluster has a second one, 10,000 further on, that is to stay free as well."""
+    return 22_000 if "--cluster-enabled" in args else 29_999
+
+
 class RedisServer:
     """One server on a port of its own on 127.0.0.1, with its data in `directory`.
 
@@ -161,7 +166,7 @@ class RedisServer:
         while True:
             if self._child is None or self._child.returncode is not None:
                 if not chosen_before:
-                    self._port = free_port()
+                    self._port = free_port(highest=_highest_port(self.args))
                 self._child = self._spawn(self.port)
             if await self._answers(self._child, self.port, deadline):
                 return
