@@ -16,7 +16,7 @@ from tests.support.children import free_port
 from tests.support.redis import RedisServer
 from tests.support.redis_cluster import RedisCluster, RedisSentinels
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 OLD, NEW = "the-first-password", "the-second-password"
 

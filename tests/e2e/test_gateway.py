@@ -27,7 +27,7 @@ from tests.support.crowd import Crowd
 from tests.support.gateway.names import resolve, trust
 from tests.support.ledger import Ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 HOSTNAME = "tables.test"
 API_KEY = "0123456789abcdef0123456789abcdef"

@@ -17,7 +17,7 @@ from demo.screen import DemoError
 from tests.support.changes import Tables
 from tests.support.ledger import Ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 MESSAGES = 2000
 OVER_SECONDS = 60.0

@@ -16,7 +16,7 @@ from demo.kubectl import Kubectl
 from tableforge_client import Message, connect
 from tests.support.ledger import Ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(autouse=True)

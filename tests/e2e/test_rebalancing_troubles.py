@@ -25,7 +25,7 @@ FEW: Final = 16
 PER_SECOND: Final = 1
 """Clients sent elsewhere: so few that a plan with many clients takes longer than another operator to lead."""
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 
 @pytest.fixture(scope="module")

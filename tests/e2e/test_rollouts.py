@@ -18,7 +18,7 @@ from tableforge_client import UnauthorizedError, connect
 from tests.support.crowd import HELD_SECONDS, LATE_SECONDS, most_within
 from tests.support.ledger import Ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 CLIENTS = 60
 PER_SECOND = 5

@@ -13,7 +13,7 @@ from demo.kubectl import Kubectl, KubectlError
 from devcluster import Devcluster
 from tableforge_client import Message, connect
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 OPERATOR_USER = f"system:serviceaccount:{stage.OPERATOR_NAMESPACE}:tableforge-operator"
 WRITES = {"create", "update", "patch", "delete", "deletecollection"}

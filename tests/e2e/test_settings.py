@@ -18,7 +18,7 @@ from tests.dataplane.door.certificates import write_pair
 from tests.dataplane.path.instances import Frame, Peer
 from tests.support.redis import RedisServer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 KEY = ed25519.Ed25519PrivateKey.generate()
 
