@@ -20,7 +20,12 @@ class Kubectl:
         self._program = str(Path(sys.prefix) / "bin" / "kubectl")
 
     async def __call__(self, *words: str, stdin: str | None = None, timeout_seconds: float = 120.0) -> str:
-        """Run it and return its standard output. Raises KubectlError."""
+        """Run it and return what it printed. Raises KubectlError."""
+        out, err = await self._run(*words, stdin=stdin, timeout_seconds=timeout_seconds)
+        # Warnings of the API server belong to what a user sees.
+        return err + out
+
+    async def _run(self, *words: str, stdin: str | None, timeout_seconds: float) -> tuple[str, str]:
         process = await asyncio.create_subprocess_exec(
             self._program,
             *words,
@@ -38,9 +43,9 @@ class Kubectl:
             raise KubectlError(f"kubectl {' '.join(words)}: no end after {timeout_seconds:.0f} s") from None
         if process.returncode != 0:
             raise KubectlError(f"kubectl {' '.join(words)}: {(err + out).decode().strip()}")
-        # Warnings of the API server belong to what a user sees.
-        return err.decode() + out.decode()
+        return out.decode(), err.decode()
 
     async def json(self, *words: str) -> Any:
         """Run it with `-o json` and return the decoded answer."""
-        return json.loads(await self(*words, "-o", "json"))
+        out, _ = await self._run(*words, "-o", "json", stdin=None, timeout_seconds=120.0)
+        return json.loads(out)

@@ -29,7 +29,7 @@ async def test_lines_are_published_and_messages_printed(peer: ScriptedPeer) -> N
     process = await start(peer.url, "--room", "table:1")
     assert process.stdin is not None
     assert process.stdout is not None
-    connection = await peer.connection(within=20)
+    connection = await peer.connection(within=60)
     await connection.welcome("tables-a-x2")
     await connection.join("table:1")
     process.stdin.write(b"hello\n")
@@ -47,7 +47,7 @@ async def test_lines_are_published_and_messages_printed(peer: ScriptedPeer) -> N
 
 async def test_a_refused_room_is_an_exit_code_and_a_sentence(peer: ScriptedPeer) -> None:
     process = await start(peer.url, "--room", "table:1", "--listen")
-    connection = await peer.connection(within=20)
+    connection = await peer.connection(within=60)
     await connection.welcome()
     command = await connection.expect("join")
     await connection.reply(command, type="error", code="forbidden", message="not yours")

@@ -19,6 +19,7 @@ from tableforge_client import (
     UnknownOutcomeError,
     connect,
 )
+from tests.support.forward import forward
 from tests.support.scripted_peer import PeerConnection, ScriptedPeer
 
 
@@ -147,8 +148,8 @@ async def test_the_server_is_left_alone_for_as_long_as_it_asked(peer: ScriptedPe
         room = await joined(client, connection)
         publishing = asyncio.create_task(room.publish("move"))
         command = await connection.expect("publish")
-        await connection.reply(command, type="error", code="rate_limited", message="later", retryAfter=0.5)
         began = asyncio.get_running_loop().time()
+        await connection.reply(command, type="error", code="rate_limited", message="later", retryAfter=0.5)
         await connection.ack(await connection.expect("publish"), 1)
         assert asyncio.get_running_loop().time() - began >= 0.45
         await publishing
@@ -224,17 +225,21 @@ async def test_a_cancelled_publish_is_given_up_and_harms_no_other(peer: Scripted
         assert (await publishing).seq == 2
 
 
-async def test_a_publish_cancelled_while_it_waits_to_be_sent_again_is_not_sent(peer: ScriptedPeer) -> None:
+async def test_a_publish_cancelled_while_it_waits_to_be_sent_again_is_not_sent(
+    peer: ScriptedPeer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with conversation(peer) as (client, connection):
         room = await joined(client, connection)
         given_up = asyncio.create_task(room.publish("move", 0))
         command = await connection.expect("publish", data=0)
-        await connection.reply(command, type="error", code="unavailable", message="later", retryAfter=0.3)
+        await connection.reply(command, type="error", code="unavailable", message="later", retryAfter=30)
         pinging = asyncio.create_task(client.ping())
         await connection.reply(await connection.expect("ping"), type="pong", time=1.0)
         await pinging  # so the refusal has been read
         given_up.cancel()
         publishing = asyncio.create_task(room.publish("move", 1))
+        await asyncio.sleep(0)
+        forward(monkeypatch, 40)  # what it was asked to wait is over
         await connection.ack(await connection.expect("publish", data=1), 1)
         await publishing
 
@@ -413,7 +418,7 @@ async def test_closing_waits_for_outstanding_acks(peer: ScriptedPeer) -> None:
         room = await joined(client, connection)
         publishing = asyncio.create_task(room.publish("move"))
         command = await connection.expect("publish")
-        closing = asyncio.create_task(client.close(flush_timeout=5))
+        closing = asyncio.create_task(client.close(flush_timeout=60))
         assert await connection.silent(0.05)
         assert not closing.done()
         await connection.ack(command, 1)

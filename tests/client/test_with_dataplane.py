@@ -31,7 +31,7 @@ SMALLEST_PUBLISH_BYTES = 200
 """What an instance sends to Redis for one, at least."""
 
 
-async def messages(room: Room, count: int, *, within: float = 15.0) -> list[Message]:
+async def messages(room: Room, count: int, *, within: float = 60.0) -> list[Message]:
     """The next `count` items, which must all be messages."""
     found: list[Message] = []
     async with asyncio.timeout(within):
@@ -65,7 +65,7 @@ async def test_two_clients_on_two_instances_talk(
         assert heard[0] == heard[1]
         assert {str(message.data) for message in heard[0]} == {"{'to': 'e4'}", "['♞', None, 1.5]"}
         assert all(abs(message.ts - time.time()) < 60 for message in heard[0])
-        assert 0 < await ada.ping() < 5
+        assert 0 <= await ada.ping() < 60
 
 
 async def test_a_killed_instance_costs_no_message(
@@ -133,7 +133,7 @@ async def test_while_redis_is_away_acks_are_late_and_nothing_is_lost(
         assert not done
         assert client.state is State.CONNECTED  # sockets stay open
         await redis_server.start()
-        async with asyncio.timeout(15):
+        async with asyncio.timeout(60):
             acks = await asyncio.gather(*publishes)
         assert [ack.seq for ack in acks] == list(range(2, 51))
         assert [message.data for message in await messages(room, 50)] == list(range(50))
@@ -160,7 +160,7 @@ async def test_a_queue_that_is_full_means_later_not_never(
 
         await eventually(refused)
         await redis_server.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await asyncio.gather(*publishes)
         heard = await messages(room, 30)
         assert sorted(message.data for message in heard) == list(range(30))
@@ -177,7 +177,7 @@ async def test_a_redis_that_lost_everything_is_told_as_reset(
         await messages(room, 1)
         await redis.kill9()
         await redis.start()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             item = await room.receive()
             assert isinstance(item, Reset)
             assert (item.reason, item.told_by) == ("log_lost", "reset")
@@ -195,7 +195,7 @@ async def test_a_drained_instance_sends_its_clients_away_and_ends(
         leaving = one if client.instance == one.instance else two
         room = await client.join("table:1")
         await room.publish("n", 0)
-        assert await leaving.sigterm(timeout_seconds=15) == 0
+        assert await leaving.sigterm() == 0
         await states.until(State.CONNECTED)
         await states.until(State.CONNECTED)  # it was told to move, and did so before it was closed
         assert client.instance != leaving.instance
@@ -220,7 +220,7 @@ async def test_a_slow_application_gets_everything_from_the_log(
         # its own ack comes, although nothing was taken and far more came than fits
         own = await heard.publish("n", 400)
         assert own.seq == 401
-        taken = await messages(heard, 401, within=30)
+        taken = await messages(heard, 401)
         assert [message.data for message in taken] == list(range(401))
         assert heard.gaps == 0
 
@@ -255,7 +255,7 @@ async def test_rate_limits_slow_a_client_down_and_lose_nothing(
     async with AsyncExitStack() as stack:
         client = await on(stack, instance)
         room = await client.join("table:1")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             acks = await asyncio.gather(*[room.publish("n", n) for n in range(60)])
         assert sorted(ack.seq for ack in acks) == list(range(1, 61))
         assert sorted(message.data for message in await messages(room, 60)) == list(range(60))
@@ -270,7 +270,7 @@ async def test_a_full_instance_is_left_for_another(
         second = await on(stack, one, two)
         assert {first.instance, second.instance} == {one.instance, two.instance}
         with pytest.raises(ClosedError, match="http-503"):
-            await connect([one.url, two.url], connect_timeout=1.0).__aenter__()
+            await connect([one.url, two.url], connect_timeout=3.0).__aenter__()
 
 
 @pytest.mark.parametrize("auth", ["header", "frame"])
@@ -294,7 +294,7 @@ async def test_an_expired_token_is_renewed_without_losing_anything(
     tokens: list[str] = []
 
     def token() -> str:
-        tokens.append(development_token("ada", SECRET, seconds=3600 if tokens else 8))
+        tokens.append(development_token("ada", SECRET, seconds=3600 if tokens else 15))
         return tokens[-1]
 
     async def outlived() -> bool:
@@ -359,7 +359,7 @@ async def test_cancelling_anything_leaves_the_client_whole(
                 again = await client.join(f"table:{turn + 2}")
                 await again.leave()
         ack = await room.publish("surely", "last")
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
                 item = await room.receive()
                 assert isinstance(item, Message)

@@ -23,8 +23,8 @@ _SERVED: Final = {
     for name in ("clients/js/tableforge.js", "tests/client_js/operations.mjs", "tests/client_js/page.mjs")
 }
 _PAGE: Final = b'<!doctype html><script type="module" src="/tests/client_js/page.mjs"></script>'
-_START_SECONDS: Final = 60
-_ANSWER_SECONDS: Final = 30
+_START_SECONDS: Final = 120
+_ANSWER_SECONDS: Final = 60
 
 
 class JsError(Exception):

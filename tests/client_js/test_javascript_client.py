@@ -10,6 +10,9 @@ from tableforge_client.__main__ import development_token
 from tests.client_js.javascript import JavaScript, JsError, Node, Page
 from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.redis import RedisServer
+from tests.support.redis_cluster import until_received
+
+pytestmark = pytest.mark.timeout(900)  # in a fresh checkout the first one installs the browser
 
 SECRET = "0123456789abcdef0123456789abcdef"
 QUICK = {"backoffBase": 0.05, "backoffLongest": 0.5}
@@ -65,7 +68,7 @@ async def test_killed_instances_cost_no_message(
             await victim.kill9()
             await victim.start()
         await asyncio.sleep(0.002)  # a pace
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         acks = await asyncio.gather(*publishes)
     assert [ack["seq"] for ack in acks] == list(range(1, 401))
     await js.until(lambda: all(len(js.datas(client, "r")) >= 400 for client in ("ada", "bob")))
@@ -88,7 +91,7 @@ async def test_a_drained_instance_hands_its_clients_over_without_a_gap(
         publishes.append(js.begin("publish", "ada", room="r", event="n", data=len(publishes)))
         await asyncio.sleep(0.01)  # a pace
     assert await drained == 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         await asyncio.gather(*publishes)
     await js.until(lambda: len(js.datas("ada", "r")) >= len(publishes))
     assert js.datas("ada", "r") == list(range(len(publishes)))
@@ -102,7 +105,7 @@ async def test_a_slow_application_gets_everything_from_the_log(
     await connected(js, "ada", one)
     await js.do("join", "slow", room="r", listen=False)
     await js.do("join", "ada", room="r", listen=False)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         for start in range(0, 300, 50):
             await asyncio.gather(
                 *(js.begin("publish", "ada", room="r", event="n", data=start + n) for n in range(50))
@@ -156,8 +159,8 @@ async def test_tokens_are_asked_for_again_and_refusals_have_names(
 
 
 async def test_the_first_connection_has_a_limit_and_says_what_went_wrong(js: JavaScript) -> None:
-    with pytest.raises(JsError, match=r"not connected within 0\.5 s; the last attempt: 1006") as refused:
-        await js.do("connect", "ada", url="ws://127.0.0.1:9/ws", options={**QUICK, "connectTimeout": 0.5})
+    with pytest.raises(JsError, match=r"not connected within 2 s; the last attempt: 1006") as refused:
+        await js.do("connect", "ada", url="ws://127.0.0.1:9/ws", options={**QUICK, "connectTimeout": 2})
     assert (refused.value.name, refused.value.code) == ("ClosedError", "unreachable")
 
 
@@ -181,8 +184,8 @@ async def test_directs_reach_who_is_away_and_are_marked_as_handled(
     await js.until(lambda: js.datas("phone", "@") == [1, 2])
     assert {item["type"] for item in js.items["phone", "@"]} == {"direct"}
     assert [item["from"] for item in js.items["phone", "@"]] == ["ada", "ada"]
-    await js.do("received", "phone", pos=js.items["phone", "@"][0]["pos"])
-    await js.do("ping", "phone")  # commands run in order: the marker is set
+    await js.do("received", "phone", pos=first["pos"])
+    await until_received(redis_server, "bob", first["pos"])
     token = development_token("bob", SECRET)
     await js.do("connect", "laptop", url=one.url, tokens=[token], options=QUICK)
     await js.do("join", "laptop", room="@")

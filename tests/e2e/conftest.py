@@ -33,4 +33,4 @@ async def namespace(kubectl: Kubectl) -> AsyncIterator[str]:
     name = f"e2e-{uuid.uuid4().hex[:8]}"
     await kubectl("create", "namespace", name)
     yield name
-    await kubectl("delete", "namespace", name, "--ignore-not-found", "--timeout=90s")
+    await kubectl(*("delete", "namespace", name, "--ignore-not-found", "--timeout=180s"), timeout_seconds=190)

@@ -14,7 +14,7 @@ from websockets.asyncio.client import connect
 from demo.kubectl import Kubectl
 from tests.support.ledger import Ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 Found = TypeVar("Found")
 

@@ -7,7 +7,7 @@ import pytest
 
 from demo.images import ROOT
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 async def test_the_demo_tells_its_whole_story() -> None:

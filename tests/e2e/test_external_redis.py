@@ -16,7 +16,7 @@ from tests.support.children import free_port
 from tests.support.redis import RedisServer
 from tests.support.redis_cluster import RedisCluster, RedisSentinels
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 OLD, NEW = "the-first-password", "the-second-password"
 
@@ -83,7 +83,7 @@ def host_and_port(addresses: str) -> list[str]:
 
 
 async def test_a_primary_behind_sentinels(kubectl: Kubectl, namespace: str) -> None:
-    async with RedisSentinels() as sentinels:
+    async with RedisSentinels(down_after_ms=30_000) as sentinels:
         await apply(
             kubectl,
             namespace,

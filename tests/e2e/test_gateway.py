@@ -19,6 +19,7 @@ import pytest
 from demo import stage
 from demo.kubectl import Kubectl
 from devcluster import Devcluster
+from tableforge_client import connect
 from tableforge_dataplane.contract.fleet import Fleet, FleetAnswer, Move, RoomMove
 from tests.dataplane.door.certificates import write_pair
 from tests.support import changes, gateway
@@ -99,9 +100,18 @@ async def test_a_route_by_hand_is_enough_without_homes(kubectl: Kubectl, namespa
     await kubectl("apply", "-f", "-", stdin=json.dumps(route_by_hand(namespace)))
     await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/tables", "--timeout=120s")
     await served(url)
+
+    async def missing() -> object:
+        found: set[str | None] = set()
+        for _ in range(6):
+            async with connect(url) as newcomer:
+                found.add(newcomer.instance)
+        return None if len(found) == 3 else found
+
+    await changes.until(missing, "the gateway leads to all three")
     async with Ledger(url, members=3, rooms=5, seed=1) as ledger:
         await ledger.publish(300, over_seconds=3)
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
     verdict = ledger.check()
     assert not verdict.broken, verdict.describe()
     assert verdict.acknowledged == 300
@@ -308,7 +318,7 @@ async def test_clients_follow_their_tables_through_the_gateway(
         assert victim not in after.values()
         stayed = {room: home for room, home in homes.items() if home != victim}
         assert {room: after[room] for room in stayed} == stayed, "only its tables have other homes"
-        await stage.eventually_empty(kubectl, *its_own)
+        await stage.eventually_empty(kubectl, *its_own, timeout_seconds=120)
         await routed(kubectl, namespace, instances)
 
         # somebody moves one table: to the pod that came in its place, where that has none

@@ -13,7 +13,7 @@ from tests.support.argo_cd import Health, health
 from tests.support.kstatus import compute
 from tests.support.redis import RedisServer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 CHECK = (stage.MANIFESTS / "gitops" / "argocd" / "health.lua").read_text()
 AGREE = {

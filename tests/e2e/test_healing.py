@@ -9,7 +9,7 @@ import pytest
 from demo.kubectl import Kubectl
 from tests.support.redis import RedisServer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 
 async def condition(kubectl: Kubectl, namespace: str, name: str, kind: str) -> dict[str, Any]:
@@ -24,7 +24,7 @@ async def message_with(
     """Wait until the condition's message has all the words."""
     found: dict[str, Any] = {}
     try:
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(120):
             while not all(word in found.get("message", "") for word in words):
                 found = await condition(kubectl, namespace, name, kind)
                 await asyncio.sleep(0.5)
@@ -69,13 +69,15 @@ spec:
     await message_with(kubectl, namespace, "outside", "RedisReady", (str(redis_server.port),))
     assert (await condition(kubectl, namespace, "outside", "RedisReady"))["status"] == "False"
     await redis_server.start()
-    await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/outside", "--timeout=90s")
+    await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/outside", "--timeout=110s")
     await redis_server.kill9()
-    await kubectl("wait", "-n", namespace, "--for=condition=RedisReady=False", "wsc/outside", "--timeout=90s")
+    await kubectl(
+        "wait", "-n", namespace, "--for=condition=RedisReady=False", "wsc/outside", "--timeout=110s"
+    )
     pods = await kubectl.json("get", "pods", "-n", namespace, "-l", "tableforge.io/cluster=outside")
     ready = [
         c["status"] for pod in pods["items"] for c in pod["status"]["conditions"] if c["type"] == "Ready"
     ]
     assert ready == ["True"], "Redis away must not take the pods out of the Service"
     await redis_server.start()
-    await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/outside", "--timeout=90s")
+    await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/outside", "--timeout=110s")

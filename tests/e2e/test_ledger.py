@@ -12,13 +12,17 @@ import time
 import pytest
 
 from demo import stage
-from demo.kubectl import Kubectl
+from demo.kubectl import Kubectl, KubectlError
+from demo.screen import DemoError
+from tests.support.changes import Tables
 from tests.support.ledger import Ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 MESSAGES = 2000
 OVER_SECONDS = 60.0
+MORE_PER_SECOND = 10.0
+"""Beside those, until the last fault is over: however slow the machine, each finds something to lose."""
 FAULTS = ["kill a server"] * 3 + ["delete a pod"] * 2 + ["kill Redis", "delete Redis's pod"]
 
 
@@ -38,9 +42,19 @@ class Breaker:
         for fault in self._rng.sample(FAULTS, len(FAULTS)):
             await asyncio.sleep(self._rng.uniform(1.0, 4.0))
             await self._ledger.busy(at_least=4)
-            what = await self._break(fault)
+            what = await self._once_it_is_there(fault)
             print(f"{time.monotonic() - self._began:6.2f} s  {fault}: {what}")
             self.done.append(fault)
+
+    async def _once_it_is_there(self, fault: str) -> str:
+        """What an earlier fault took may not be back yet, or said to be ready though it isn't."""
+        async with asyncio.timeout(120):
+            while True:
+                try:
+                    return await self._break(fault)
+                except (DemoError, KubectlError, LookupError) as error:
+                    print(f"not yet: {error!r}")
+                    await asyncio.sleep(0.5)
 
     async def _break(self, fault: str) -> str:
         if "Redis" in fault:
@@ -78,24 +92,28 @@ async def test_no_acknowledged_message_is_lost_doubled_or_out_of_order(
     await kubectl("apply", "-n", namespace, "-f", str(stage.SAMPLE))
     await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/tables", "--timeout=120s")
     claim = await kubectl.json("get", "-n", namespace, "pvc", "data-tables-redis-0")
-    service = await kubectl.json("get", "-n", namespace, "service", "tables")
-    url = f"ws://{service['spec']['clusterIP']}:{service['spec']['ports'][0]['port']}/ws"
+    tables = Tables(kubectl, namespace)
+    await tables.lead_to(set(await tables.instances()))
+    url = await tables.url()
 
     async with Ledger(url, members=4, rooms=20, seed=seed, burst=8, backoff_longest=2.0) as ledger:
         assert len({name for names in ledger.instances.values() for name in names}) == 3, ledger.instances
-        breaker = Breaker(kubectl, namespace, ledger, random.Random(seed))
-        async with asyncio.TaskGroup() as both:
-            both.create_task(breaker.run())
-            both.create_task(ledger.publish(MESSAGES, over_seconds=OVER_SECONDS))
+        breaker, over = Breaker(kubectl, namespace, ledger, random.Random(seed)), asyncio.Event()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(ledger.talk(per_second=MORE_PER_SECOND, until=over))
+            publishing = group.create_task(ledger.publish(MESSAGES, over_seconds=OVER_SECONDS))
+            await breaker.run()
+            await publishing
+            over.set()
         await kubectl("wait", "-n", namespace, "--for=condition=Ready", "wsc/tables", "--timeout=120s")
-        await ledger.settle(timeout_seconds=30)
+        await ledger.settle(timeout_seconds=60)
     verdict = ledger.check()
     print(f"{len(breaker.done)} faults, {ledger.reconnects} reconnects; {verdict.describe()}")
     assert not verdict.broken, verdict.describe()
     assert not verdict.unknown
     assert not verdict.resets
-    assert verdict.acknowledged == MESSAGES
-    assert verdict.deliveries == MESSAGES * 4
+    assert verdict.acknowledged >= MESSAGES
+    assert verdict.deliveries == verdict.acknowledged * 4
     assert len(breaker.done) == len(FAULTS)
     assert ledger.reconnects, "no fault met a client"
     after = await kubectl.json("get", "-n", namespace, "pvc", "data-tables-redis-0")

@@ -16,7 +16,7 @@ from demo.kubectl import Kubectl
 from tableforge_client import Message, connect
 from tests.support.ledger import Ledger
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(420)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
 
 @pytest.fixture(autouse=True)
@@ -103,10 +103,16 @@ class Tables:
 
 
 async def _info(tables: Tables, generation: int) -> dict[str, Any]:
+    """Asked until it is reached: the Service leads to a new pod some time after that is ready."""
     client = await tables.redis(await tables.password(generation))
-    async with client:
-        found: dict[str, Any] = await client.info()
-        return found
+    async with client, asyncio.timeout(60):
+        while True:
+            try:
+                found: dict[str, Any] = await client.info()
+            except redis.exceptions.ConnectionError:
+                await asyncio.sleep(0.5)
+            else:
+                return found
 
 
 async def test_a_new_version_more_memory_and_a_new_password_while_clients_publish(
@@ -161,7 +167,9 @@ async def test_a_new_version_more_memory_and_a_new_password_while_clients_publis
     # deleted and made again under its name, it finds its rooms
     claim = await tables.get("pvc", "data-tables-redis-0")
     await kubectl("delete", "-n", namespace, "wsc/tables")
-    await stage.eventually_empty(kubectl, "statefulsets,deployments,pods", "-n", namespace)
+    await stage.eventually_empty(
+        kubectl, "statefulsets,deployments,pods", "-n", namespace, timeout_seconds=120
+    )
     await tables.apply(image="test/redis-8", maxMemory="96mb")
     assert (await tables.get("pvc", "data-tables-redis-0"))["metadata"]["uid"] == claim["metadata"]["uid"]
     async with connect(await tables.url()) as ada:

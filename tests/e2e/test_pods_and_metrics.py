@@ -16,7 +16,7 @@ from tableforge_operator import api
 from tableforge_operator.decide.resources.alerts import alerts
 from tests.operator.model.promql import asked, without_variables
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 MONITORING = Path(__file__).parents[2] / "manifests" / "monitoring"
 ENVIRONMENT = [

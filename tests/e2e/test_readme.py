@@ -14,7 +14,7 @@ from demo import stage
 from demo.kubectl import Kubectl
 from devcluster import Devcluster
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 README = (stage.ROOT / "README.md").read_text()
 AGE = re.compile(r"\b(\d+[smhd])+$")

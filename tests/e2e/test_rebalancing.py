@@ -151,11 +151,13 @@ async def test_what_people_ask_of_it_is_done_and_said(kubectl: Kubectl, namespac
             # asked for, and switched off in the middle
             await tables.annotate("wsc/tables", "tableforge.io/rebalance=now")
             await until(lambda: moving(3), "clients move at once")
-            status = await tables.rebalance()
+            status, balanced, shedding, kept = await asyncio.gather(
+                tables.rebalance(), tables.balanced(), tables.shedding(), tables.closed()
+            )
             assert status["phase"] == "Rebalancing"
             assert status["lastRequest"] == "now"
-            assert await tables.balanced() == ("False", "Rebalancing")
-            assert await tables.shedding() == await tables.closed() == everyone - {cold}
+            assert balanced == ("False", "Rebalancing")
+            assert shedding == kept == everyone - {cold}
             await tables.patch(clustering={"enableLoadRebalancing": False})
             await tables.wait("--for=jsonpath={.status.rebalance.phase}=Stopped")
             await until(closed, "all are open again")

@@ -18,7 +18,7 @@ from tests.dataplane.door.certificates import write_pair
 from tests.dataplane.path.instances import Frame, Peer
 from tests.support.redis import RedisServer
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(500)]
 
 KEY = ed25519.Ed25519PrivateKey.generate()
 
@@ -145,7 +145,10 @@ async def test_limits_change_under_connected_clients_and_the_rest_makes_new_pods
     logs = await kubectl("logs", "-n", secured, before["metadata"]["name"])
     (changed,) = [line for line in map(json.loads, logs.splitlines()) if line["event"] == "live_settings"]
     assert changed["log_level"] == "debug"
-    assert '"connection_closed"' in await kubectl("logs", "-n", secured, before["metadata"]["name"])
+    async with asyncio.timeout(60):
+        while '"connection_closed"' not in logs:
+            await asyncio.sleep(0.5)
+            logs = await kubectl("logs", "-n", secured, before["metadata"]["name"])
     after = await pod(kubectl, secured)
     assert after is not None
     assert after["metadata"]["uid"] == before["metadata"]["uid"]

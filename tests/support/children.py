@@ -2,15 +2,17 @@
 
 import asyncio
 import ctypes
+import json
 import os
 import random
 import signal
 import socket
 import subprocess
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 _PR_SET_PDEATHSIG: Final = 1
 # Looked up before any fork: between fork and exec only async-signal-safe work is allowed.
@@ -28,31 +30,48 @@ def _die_with(parent: int) -> Callable[[], None]:
     return before_exec
 
 
-HIGHEST_PORT: Final = 29_999
+_PORTS: Final = (12_000, 29_999)
+"""Below the range from which the kernel takes outgoing connections' ports."""
+_BLOCK: Final = 100
+"""So many ports in a row are one pytest worker's, the next ones another's."""
+_GIVEN: Final[deque[int]] = deque(maxlen=500)
+"""Ports given away lately, whose servers may not listen yet."""
 
 
-def free_port(host: str = "127.0.0.1", *, highest: int = HIGHEST_PORT) -> int:
-    """A port nobody listens on now.
+def _is_ours(port: int) -> bool:
+    """Whether no other worker of this test run takes it between here and the server that listens on it."""
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    number = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    return port // _BLOCK % workers == number % workers
 
-    It lies below the range from which the kernel takes outgoing connections' ports, so that it stays free
-    while a server that owns it is being restarted. Another process may still take it first: callers retry.
+
+def free_port(host: str = "127.0.0.1", *, highest: int = _PORTS[1]) -> int:
+    """A port nobody listens on now, `highest` at most.
+
+    It stays free while a server that owns it is being restarted, and no other worker of this test run takes
+    it. Another process may still take it first: callers retry.
     """
-    for _ in range(200):
-        port = random.randint(12_000, highest)
+    for _ in range(10_000):
+        port = random.randint(_PORTS[0], highest)
+        if port in _GIVEN or not _is_ours(port):
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
                 probe.bind((host, port))
             except OSError:
                 continue
+        _GIVEN.append(port)
         return port
-    raise RuntimeError(f"no free port found on {host} in 200 tries")
+    raise RuntimeError(f"no free port found on {host}")
 
 
 def free_ports(count: int, host: str = "127.0.0.1") -> int:
     """The first of so many free ports in a row."""
     for _ in range(50):
         first = free_port()
+        if first % _BLOCK + count > _BLOCK or any(first + n in _GIVEN for n in range(1, count)):
+            continue
         probes = [socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) for _ in range(count)]
         try:
             for place, probe in enumerate(probes):
@@ -63,8 +82,15 @@ def free_ports(count: int, host: str = "127.0.0.1") -> int:
         finally:
             for probe in probes:
                 probe.close()
+        _GIVEN.extend(range(first + 1, first + count))
         return first
     raise RuntimeError(f"no {count} free ports in a row found on {host} in 50 tries")
+
+
+def logged(log: Path) -> list[dict[str, Any]]:
+    """The events in a log, one JSON object a line. One that is being written right now is not there yet."""
+    *whole, _ = log.read_text(errors="replace").split("\n")
+    return [json.loads(line) for line in whole if line.startswith("{")]
 
 
 class Child:
@@ -130,7 +156,7 @@ class Child:
     async def kill9(self) -> int:
         """SIGKILL, and wait for the end."""
         self.send(signal.SIGKILL)
-        return await self.ended(10)
+        return await self.ended(60)
 
     def output(self, *, last_lines: int = 60) -> str:
         """What it printed last."""

@@ -161,10 +161,14 @@ class Crowd:
         ]
 
     def hurried(self, *, per_second: int) -> list[str]:
-        """Where more clients were sent elsewhere at once than may be; empty where that never was."""
+        """Where more clients were sent elsewhere at once than may be; empty where that never was.
+
+        What they were told while this process stood still they all do once it goes on.
+        """
         found = []
+        late = LATE_SECONDS + self.ledger.stood_still_seconds
         for seconds, most in fullest(self.sent_elsewhere()).items():
-            may = per_second * (seconds + HELD_SECONDS + LATE_SECONDS)
+            may = per_second * (seconds + HELD_SECONDS + late)
             if most > may:
                 found.append(f"{most} within {seconds:g} s, {may:g} are allowed")
         return found

@@ -55,7 +55,7 @@ class DataplaneProcess:
     def running(self) -> bool:
         return self._child is not None and self._child.returncode is None
 
-    async def start(self, *, wait_until_ready: bool = True, timeout_seconds: float = 30) -> None:
+    async def start(self, *, wait_until_ready: bool = True, timeout_seconds: float = 90) -> None:
         """Start it where it doesn't run, and wait for 200 from `/ready`.
 
         Raises DataplaneFailedError with its output.
@@ -87,7 +87,7 @@ class DataplaneProcess:
             await self._child.kill9()
             self._child = None
 
-    async def sigterm(self, *, timeout_seconds: float = 30) -> int:
+    async def sigterm(self, *, timeout_seconds: float = 60) -> int:
         """SIGTERM as Kubernetes sends it; waits for the end and gives the exit code. Raises TimeoutError."""
         assert self._child is not None, "not running"
         self._child.send(signal.SIGTERM)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, Literal, Self
 
-from tests.support.children import HIGHEST_PORT, Child, free_port
+from tests.support.children import Child, free_port
 
 Binary = Literal["valkey", "redis62", "redis7", "redis8"]
 
@@ -81,6 +81,11 @@ def redis_image(binary: Binary) -> dict[str, Any]:
     }
 
 
+def _highest_port(args: tuple[str, ...]) -> int:
+    """A node of a cluster has a second one, 10,000 further on, that is to stay free as well."""
+    return 22_000 if "--cluster-enabled" in args else 29_999
+
+
 class RedisServer:
     """One server on a port of its own on 127.0.0.1, with its data in `directory`.
 
@@ -98,7 +103,6 @@ class RedisServer:
         password: str | None = None,
         args: tuple[str, ...] = (),
         environ: Mapping[str, str] | None = None,
-        highest_port: int = HIGHEST_PORT,
     ) -> None:
         self._owns_directory = directory is None
         self.directory = (
@@ -113,7 +117,6 @@ class RedisServer:
         self._appendfsync = appendfsync
         self.args = args
         """What it is started with beside the usual."""
-        self._highest_port = highest_port
         self._port: int | None = None
         self._child: Child | None = None
 
@@ -153,7 +156,7 @@ class RedisServer:
             found["REDIS_PASSWORD"] = self.password
         return found
 
-    async def start(self, *, timeout_seconds: float = 20) -> None:
+    async def start(self, *, timeout_seconds: float = 60) -> None:
         """Start it where it doesn't run, and wait until it answers PING (its data loaded).
 
         Raises RedisFailedError.
@@ -163,7 +166,7 @@ class RedisServer:
         while True:
             if self._child is None or self._child.returncode is not None:
                 if not chosen_before:
-                    self._port = free_port(highest=self._highest_port)
+                    self._port = free_port(highest=_highest_port(self.args))
                 self._child = self._spawn(self.port)
             if await self._answers(self._child, self.port, deadline):
                 return

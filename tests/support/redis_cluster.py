@@ -11,15 +11,17 @@ from typing import Any, Final, Self
 import redis.asyncio
 from redis.exceptions import RedisError
 
+from tableforge_dataplane.contract.settings import Settings
+from tableforge_dataplane.protocol.names import personal_log
 from tests.support.children import Child, free_port
 from tests.support.proxy import FaultProxy
 from tests.support.redis import Binary, RedisServer, server_binary, server_environ
 
 SLOTS: Final = 16_384
 NODE_TIMEOUT_MS: Final = 1500
-HIGHEST_NODE_PORT: Final = 22_700
-"""The bus listens 10,000 higher: below the ports of outgoing connections, so that a restart finds it free."""
-
+"""Where a replica is to take over soon."""
+PATIENT_NODE_TIMEOUT_MS: Final = 5000
+"""Where nobody can: a node that a busy machine lets wait is none that has failed."""
 FAILOVER_WITHIN_SECONDS: Final = 120.0
 """For sentinels to replace a primary: one that stood still for two seconds does nothing for thirty."""
 
@@ -49,6 +51,17 @@ async def until_called(server: RedisServer, command: str, *, more: int) -> None:
         return await calls(server, command) >= before + more
 
     await eventually(called, within=60)
+
+
+async def until_received(server: RedisServer, user: str, pos: str) -> None:
+    """Wait until it is noted that the user has handled its direct messages up to this place: that has no
+    answer. Raises TimeoutError."""
+    meta = f"tf:{Settings().redis.key_prefix}:{{{personal_log(user)}}}:meta"
+
+    async def noted() -> bool:
+        return bool(await ask(server, "HGET", meta, "r") == pos.encode())
+
+    await eventually(noted)
 
 
 async def eventually(condition: Callable[[], Any], *, within: float = 60.0) -> None:
@@ -114,6 +127,7 @@ class RedisCluster:
         self._tls = tls
         self.tls_ports: dict[RedisServer, int] = {}
         self._made = 0
+        self._node_timeout_ms = NODE_TIMEOUT_MS if replicas else PATIENT_NODE_TIMEOUT_MS
         self.primaries = [self._make() for _ in range(primaries)]
         self.replicas = [[self._make() for _ in range(replicas)] for _ in range(primaries)]
         self.others: list[RedisServer] = []
@@ -225,12 +239,11 @@ class RedisCluster:
             self.directory / f"node-{self._made}",
             binary=self._binary,
             appendfsync="everysec",
-            highest_port=HIGHEST_NODE_PORT,
             args=(
                 "--cluster-enabled",
                 "yes",
                 "--cluster-node-timeout",
-                str(NODE_TIMEOUT_MS),
+                str(self._node_timeout_ms),
                 "--repl-diskless-sync",
                 "yes",
                 "--repl-diskless-sync-delay",
@@ -306,13 +319,16 @@ class RedisSentinels:
         name: str = "tables",
         proxied: bool = False,
         user: tuple[str, str] | None = None,
+        down_after_ms: int = 800,
     ) -> None:
         """`proxied`: everybody reaches the two servers over proxies that can misbehave. `user`: a name and a
-        password without which the sentinels answer nobody."""
+        password without which the sentinels answer nobody. `down_after_ms`: for how long a primary is silent
+        until it is replaced."""
         self.directory = Path(tempfile.mkdtemp(prefix="tableforge-sentinels-"))
         self.name = name
         self._announced = Announced(proxied=proxied)
         self._user = user
+        self._down_after_ms = down_after_ms
         self._binary: Binary = binary
         args = ("--repl-diskless-sync", "yes", "--repl-diskless-sync-delay", "0")
         self.servers = [
@@ -407,7 +423,7 @@ class RedisSentinels:
                 "bind 127.0.0.1",
                 f"dir {folder}",
                 f"sentinel monitor {self.name} {first.host} {self._announced.port(first)} 2",
-                f"sentinel down-after-milliseconds {self.name} 800",
+                f"sentinel down-after-milliseconds {self.name} {self._down_after_ms}",
                 f"sentinel failover-timeout {self.name} 3000",
             ]
             if self._user is not None:

@@ -12,7 +12,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-PATIENCE_SECONDS = 5.0
+PATIENCE_SECONDS = 30.0
 """How long anything expected may take before the test fails."""
 
 
@@ -128,6 +128,7 @@ class ScriptedPeer:
         self.refused: dict[str, int] = {}
         """Paths on which every handshake is answered with a status instead."""
         self.handshakes = 0
+        self._asked = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         self._server = await serve(
@@ -166,8 +167,16 @@ class ScriptedPeer:
         async with asyncio.timeout(within):
             return await self._arrived.get()
 
+    async def until_asked(self, handshakes: int) -> None:
+        """Wait until so many handshakes have come since the beginning. Raises TimeoutError."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while self.handshakes < handshakes:
+                self._asked.clear()
+                await self._asked.wait()
+
     async def _process_request(self, connection: ServerConnection, request: Request) -> Response | None:
         self.handshakes += 1
+        self._asked.set()
         if (status := self.refused.get(request.path)) is not None:
             return connection.respond(http.HTTPStatus(status), "refused on this path\n")
         if not self._refusals:

@@ -53,7 +53,7 @@ def check(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]"
         env={"PATH": os.environ["PATH"], "WS_HOST": "127.0.0.1", **environ},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
 
 
@@ -69,7 +69,9 @@ async def test_a_redis_that_is_as_it_should_be(tmp_path: Path) -> None:
     async with RedisServer(tmp_path, password="of-this-test-only", args=arguments) as server:
         found, code = findings(**server.environ, TABLEFORGE_REDIS_DURABILITY="Disk")
     assert code == 0
-    assert {level for level, _ in found.values()} == {"ok"}
+    # a busy disk may take long, which is a warning
+    assert {level for topic, (level, _) in found.items() if topic != "fsync"} == {"ok"}
+    assert found["fsync"][0] in ("ok", "warn")
     assert found["version"][1].startswith("Valkey 9.")
     assert "syncs every message" in found["persistence"][1]
     assert "ms (median), its sync to disk included" in found["fsync"][1]
@@ -267,7 +269,7 @@ async def _has_failed(node: RedisServer) -> bool:
 
 
 async def test_the_primary_is_found_by_its_sentinels() -> None:
-    async with RedisSentinels(name="tables") as sentinels:
+    async with RedisSentinels(name="tables", down_after_ms=30_000) as sentinels:
         environ = {
             "TABLEFORGE_REDIS_MODE": "Sentinel",
             "TABLEFORGE_REDIS_ADDRESSES": sentinels.addresses,

@@ -20,7 +20,7 @@ from websockets.asyncio.client import connect
 
 from tableforge_dataplane.launch import embedded
 from tableforge_dataplane.launch.embedded import EmbeddedError, EmbeddedValkey, is_wanted
-from tests.support.children import Child, free_port, free_ports
+from tests.support.children import Child, free_port, free_ports, logged
 
 NO_RETRY = Retry(NoBackoff(), 0)
 COMMAND = str(Path(sys.executable).parent / "tableforge-dataplane")
@@ -69,23 +69,20 @@ class Serving:
             },
         )
 
-    def events(self) -> list[dict[str, Any]]:
-        lines = self.child.output(last_lines=500).splitlines()
-        return [json.loads(line) for line in lines if line.startswith("{")]
-
     def redis_states(self, **fields: Any) -> list[str]:
         """The reasons of all it told (with these fields), in their order."""
-        states = [event for event in self.events() if event["event"] == "redis_state"]
+        states = [event for event in logged(self.child.log) if event["event"] == "redis_state"]
         return [event["reason"] for event in states if fields.items() <= event.items()]
 
     async def event(self, name: str, **fields: Any) -> dict[str, Any]:
         """The first of that name (and fields), waited for."""
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while True:
-                for event in self.events():
+                ended = self.child.returncode is not None
+                for event in logged(self.child.log):
                     if event["event"] == name and fields.items() <= event.items():
                         return event
-                assert self.child.returncode is None, self.child.output()
+                assert not ended, self.child.output()
                 await asyncio.sleep(0.05)
 
 
@@ -98,7 +95,7 @@ async def serving(folder: Path, *arguments: str, **more: Any) -> AsyncIterator[S
         yield found
     finally:
         if found.child.returncode is None:
-            await found.child.stop(timeout_seconds=20)
+            await found.child.stop(timeout_seconds=60)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -138,9 +135,9 @@ async def test_it_is_started_said_used_and_ended_and_keeps_its_data(tmp_path: Pa
         pid = started["pid"]
         assert alive(pid)
         first.child.send(signal.SIGTERM)
-        assert await first.child.ended(20) == 0
+        assert await first.child.ended(60) == 0
         assert not alive(pid)
-        assert "valkey_stopped" in [event["event"] for event in first.events()]
+        assert "valkey_stopped" in [event["event"] for event in logged(first.child.log)]
     async with serving(folder, log="second") as second:
         await second.event("started")
         answers = await say(second.port, join, {"type": "history", "room": "table:1", "last": 5})
@@ -176,7 +173,7 @@ async def test_a_second_one_in_the_same_folder_uses_the_first_ones(tmp_path: Pat
             await second.event("started")
             await first.event("started")
             second.child.send(signal.SIGTERM)
-            assert await second.child.ended(20) == 0
+            assert await second.child.ended(60) == 0
         assert alive(started["pid"])
 
 
@@ -258,7 +255,7 @@ async def test_where_it_is_not_installed_that_is_said_and_redis_is_waited_for(
 async def test_listening_for_everybody_without_tokens_is_warned_about(tmp_path: Path) -> None:
     async with serving(tmp_path / "one") as quiet:
         await quiet.event("serving")
-        assert "open_to_everybody" not in [event["event"] for event in quiet.events()]
+        assert "open_to_everybody" not in [event["event"] for event in logged(quiet.child.log)]
     async with serving(tmp_path / "two", "--host", "0.0.0.0", log="two.log") as loud:
         warning = await loud.event("open_to_everybody", level="warning")
         assert "AUTH_REQUIRED" in warning["message"]

@@ -1,18 +1,18 @@
 """What the monitoring settings do: each of them acts."""
 
-import json
+import itertools
 from typing import Any
 
 import pytest
 
 from tests.dataplane.path.instances import Peers, until
+from tests.support.children import logged
 from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.redis import RedisServer
 
 
 def events(process: DataplaneProcess, name: str) -> list[dict[str, Any]]:
-    lines = [json.loads(line) for line in process.log.read_text().splitlines() if line.startswith("{")]
-    return [line for line in lines if line["event"] == name]
+    return [line for line in logged(process.log) if line["event"] == name]
 
 
 @pytest.mark.parametrize("enabled", [True, False])
@@ -40,13 +40,17 @@ async def test_numbers_connections_and_health_are_logged_as_set(
             TABLEFORGE_MONITORING_ENABLE_DETAILED_LOGGING="true",
         ),
     ]
+
+    def states() -> list[tuple[str, list[str]]]:
+        return [(line["status"], line.get("problems", [])) for line in events(telling, "health")]
+
     peers = Peers()
     try:
         for process in (quiet, telling):
             peer = await peers(process)  # type: ignore[arg-type]
             await peer.join("lobby")
         await until(lambda: any(line["connections"] == 1 for line in events(telling, "numbers")))
-        await until(lambda: [line["status"] for line in events(telling, "health")] == ["healthy"])
+        await until(lambda: states()[-1:] == [("healthy", [])])
     finally:
         await peers.close()
     await until(lambda: bool(events(telling, "connection_closed")))
@@ -54,6 +58,7 @@ async def test_numbers_connections_and_health_are_logged_as_set(
     assert opened["session"] == closed["session"]
     assert closed["user"].startswith("guest-")
     await redis_server.kill9()
-    await until(lambda: events(telling, "health")[-1]["status"] == "degraded")
+    await until(lambda: states()[-1][0] == "degraded")
+    assert all(one != another for one, another in itertools.pairwise(states())), "told when nothing changed"
     assert not events(quiet, "numbers")
     assert not events(quiet, "connection_opened")

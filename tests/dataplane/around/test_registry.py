@@ -19,7 +19,6 @@ from tableforge_dataplane.registry import registry
 from tableforge_dataplane.registry.keys import RegistryKeys
 from tableforge_dataplane.registry.registry import Registry, ThisInstance, new_boot_id
 from tests.support.redis import RedisServer
-from tests.support.redis_cluster import until_called
 
 KEYS = RegistryKeys("test")
 
@@ -35,7 +34,8 @@ class Instance:
     draining: bool = False
 
 
-FAILOVER_SECONDS = 0.6
+FAILOVER_SECONDS = 3.0
+"""A lease lasts so long, and a call for a third of it: a busy machine may stand still for a while."""
 
 
 def settings_for(server: RedisServer, **environ: str) -> Settings:
@@ -106,19 +106,34 @@ async def record_of(client: "redis.asyncio.Redis", name: str) -> InstanceRecord 
     return msgspec.convert({**msgspec.json.decode(text), "alive": False}, InstanceRecord)
 
 
+async def shortened_and_renewed(client: "redis.asyncio.Redis") -> None:
+    """Leave a lease of 20 s half its time, and wait until it has more again."""
+    assert await client.pexpire(KEYS.lease("one"), 10_000)
+
+    async def renewed() -> bool:
+        return bool(await client.pttl(KEYS.lease("one")) > 10_000)
+
+    await until(renewed)
+
+
+async def seconds_of(client: "redis.asyncio.Redis") -> float:
+    seconds, micros = await client.time()
+    return float(seconds + micros / 1e6)
+
+
 async def test_a_lease_holds_the_boot_id_and_lives_for_the_failover_timeout(
     redis_server: RedisServer, client: "redis.asyncio.Redis"
 ) -> None:
-    async with running(settings_for(redis_server), "one") as [one]:
+    settings = settings_for(redis_server, TABLEFORGE_CLUSTERING_FAILOVER_TIMEOUT="20000")
+    async with running(settings, "one") as [one]:
         await until(lambda: client.exists(KEYS.lease("one")))
         assert (await client.get(KEYS.lease("one"))).decode() == one.this.boot
-        lifetimes = []
-        for _ in range(40):
-            lifetimes.append(await client.pttl(KEYS.lease("one")))
-            await asyncio.sleep(0.03)  # it is looked at over and over, for longer than it would last
-        # twice the timeout has passed: it was renewed all the time, and never further than the timeout
-        assert max(lifetimes) <= 600
-        assert min(lifetimes) > 0
+        assert 0 < await client.pttl(KEYS.lease("one")) <= 20_000
+        for _ in range(2):
+            await shortened_and_renewed(client)
+            assert (await client.get(KEYS.lease("one"))).decode() == one.this.boot
+            # as far as that, and never further
+            assert await client.pttl(KEYS.lease("one")) <= 20_000
 
 
 async def test_everything_an_instance_writes_has_a_lifetime(
@@ -130,13 +145,14 @@ async def test_everything_an_instance_writes_has_a_lifetime(
         await until(lambda: client.exists(KEYS.records))
         await until(lambda: client.exists(KEYS.rooms("one")))
         async for key in client.scan_iter():
-            assert await client.pttl(key) > 0, key
+            assert await client.pttl(key) != -1, key  # (-2: it has run out meanwhile)
 
 
 async def test_the_record_says_what_the_instance_has_at_redis_time(
     redis_server: RedisServer, client: "redis.asyncio.Redis"
 ) -> None:
     async with running(settings_for(redis_server), "one") as [one]:
+        earliest = await seconds_of(client)
         one.rooms.extend([("a", 1), ("b", 7), ("c", 3)])
         one.metrics.connections, one.metrics.rooms = 9, 3
         one.metrics.messages_sent.add("chat", 5)
@@ -156,8 +172,7 @@ async def test_the_record_says_what_the_instance_has_at_redis_time(
             ("c", 3),
             ("a", 1),
         ]
-        seconds, _ = await client.time()
-        assert abs(record.updated_at - seconds) < 5
+        assert earliest <= record.updated_at <= await seconds_of(client)
         assert record.memory_bytes > 1_000_000
 
 
@@ -303,10 +318,9 @@ async def test_thousands_of_rooms_are_counted_to_about_a_percent(redis_server: R
             each.registry.changed()
 
         async def counted() -> bool:
-            return (await one.registry.fleet()).totals.rooms > 3000
+            return abs((await one.registry.fleet()).totals.rooms - 5000) < 150
 
         await until(counted)
-        assert abs((await one.registry.fleet()).totals.rooms - 5000) < 150
         assert len((await one.registry.fleet()).instances[0].heaviest_rooms) == 200
 
 
@@ -424,7 +438,8 @@ async def test_without_memory_the_lease_lives_on(binary: str, tmp_path: Path) ->
     async with (
         RedisServer(tmp_path / "full", binary=binary) as server,  # type: ignore[arg-type]
         redis.asyncio.from_url(server.url) as client,
-        running(settings_for(server), "one") as [one],
+        # a lease that has run out is not to be had again without memory: this one lasts
+        running(settings_for(server, TABLEFORGE_CLUSTERING_FAILOVER_TIMEOUT="20000"), "one") as [one],
     ):
         await until(lambda: client.hexists(KEYS.records, "one"))
         await client.config_set("maxmemory", "1")
@@ -434,8 +449,7 @@ async def test_without_memory_the_lease_lives_on(binary: str, tmp_path: Path) ->
             return one.metrics.heartbeats_failed > failed + 1
 
         await until(refused)
-        await until_called(server, "pexpire", more=12)  # for twice the failover timeout
-        assert await client.exists(KEYS.lease("one"))
+        await shortened_and_renewed(client)
 
         async def connected() -> bool:
             return one.registry.redis_state.connected

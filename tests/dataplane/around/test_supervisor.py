@@ -18,7 +18,7 @@ from websockets.asyncio.client import connect
 from tableforge_client import connect as client
 from tableforge_dataplane.contract.settings import RoutingMode, RoutingSettings
 from tableforge_dataplane.launch.supervisor import address_problem, ports_problem
-from tests.support.children import Child, free_ports
+from tests.support.children import Child, free_ports, logged
 from tests.support.redis import RedisServer
 
 COMMAND = str(Path(sys.executable).parent / "tableforge-dataplane")
@@ -54,19 +54,22 @@ class Supervised:
                 "PATH": os.environ["PATH"],
                 "INSTANCE_ID": "ws-instance",
                 "TABLEFORGE_SCALING_DRAIN_TIMEOUT": "300",
-                "TABLEFORGE_MONITORING_HEALTH_CHECK_INTERVAL": "300",
+                # three of them without an answer, and an instance counts as hung
+                "TABLEFORGE_MONITORING_HEALTH_CHECK_INTERVAL": "2000",
                 **redis.environ,
                 **environ,
             },
         )
 
     def events(self, event_name: str, /, **fields: Any) -> list[dict[str, Any]]:
-        lines = self.child.output(last_lines=1000).splitlines()
-        found = [json.loads(line) for line in lines if line.startswith("{")]
-        return [event for event in found if event["event"] == event_name and fields.items() <= event.items()]
+        return [
+            event
+            for event in logged(self.child.log)
+            if event["event"] == event_name and fields.items() <= event.items()
+        ]
 
     async def until(self, condition: Callable[[], object]) -> None:
-        async with asyncio.timeout(40):
+        async with asyncio.timeout(90):
             while not condition():
                 assert self.child.returncode is None, self.child.output()
                 await asyncio.sleep(0.05)
@@ -92,7 +95,7 @@ async def supervised(directory: Path, redis: RedisServer, **more: Any) -> AsyncI
         yield found
     finally:
         if found.child.returncode is None:
-            await found.child.stop(timeout_seconds=20)
+            await found.child.stop(timeout_seconds=60)
 
 
 def alive(pid: int) -> bool:
@@ -136,7 +139,7 @@ async def test_three_instances_serve_one_room_on_ports_that_follow_one_another_a
             running.child.send(signal.SIGTERM)
             await one.wait_closed()
             assert one.close_code == 1012
-        assert await running.child.ended(20) == 0
+        assert await running.child.ended(60) == 0
         assert not any(alive(pid) for pid in pids)
         assert {event["instance"] for event in running.events("drained")} == set(NAMES)
 
@@ -167,7 +170,7 @@ async def test_in_gateway_mode_each_has_its_own_port_as_its_address_and_a_rooms_
             ]
             for one in clients:
                 await one.join("table:1")
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(60):
                 while len({one.instance for one in clients}) > 1:  # noqa: ASYNC110
                     await asyncio.sleep(0.05)
             assert clients[0].instance in NAMES
@@ -234,7 +237,7 @@ async def test_a_taken_port_ends_them_all_with_1(redis_server: RedisServer, tmp_
     first = free_ports(2 * COUNT)
     server = await asyncio.start_server(lambda _reader, writer: writer.close(), "127.0.0.1", first + 1)
     async with server, supervised(tmp_path, redis_server, first=first) as running:
-        assert await running.child.ended(30) == 1
+        assert await running.child.ended(60) == 1
         [event] = running.events("instance_does_not_start")
         assert (event["name"], event["port"]) == (NAMES[1], first + 1)
 
@@ -244,7 +247,7 @@ async def test_they_end_with_a_supervisor_that_is_killed(redis_server: RedisServ
         await running.all_healthy()
         pids = [running.pid(name) for name in NAMES]
         await running.child.kill9()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while any(alive(pid) for pid in pids):  # noqa: ASYNC110 (other processes)
                 await asyncio.sleep(0.05)
 

@@ -125,7 +125,7 @@ def test_any_text_is_an_address_or_an_error(text: str, header: str) -> None:
 
 @pytest.mark.parametrize("header", ["X-Forwarded-For", "Forwarded"])
 def test_reading_costs_no_more_than_the_header_is_long(header: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()
     for text in (
         'for="' + "\\" * 8000,
         "a" * 8000,
@@ -136,7 +136,7 @@ def test_reading_costs_no_more_than_the_header_is_long(header: str) -> None:
     ):
         with contextlib.suppress(AddressError):
             behind(text, header=header)
-    assert time.perf_counter() - began < 1.0
+    assert time.process_time() - began < 1.0
 
 
 def test_an_ipv6_client_is_its_64() -> None:

@@ -17,6 +17,8 @@ from tests.dataplane.path.instances import Instances, Peers
 from tests.support.browser import browser
 from tests.support.redis import RedisServer
 
+pytestmark = pytest.mark.timeout(900)  # in a fresh checkout it installs the browser
+
 PAGE = """<!doctype html><script>
 const attempt = ([url, protocols]) => new Promise(resolve => {
   const heard = [], socket = new WebSocket(url, protocols);
@@ -97,7 +99,7 @@ async def test_a_page_sees_why_it_is_refused(
         attempt(open_one),
         attempt(locked, token("bob")),
     ]
-    async with browser(site.origin), asyncio.timeout(60):
+    async with browser(site.origin), asyncio.timeout(120):
         found = await site.report
     assert [(each["code"], each["first"].get("code", each["first"]["type"])) for each in found] == [
         (4401, "unauthorized"),

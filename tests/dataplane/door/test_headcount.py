@@ -22,7 +22,8 @@ from tests.support.redis_cluster import eventually
 
 KEY = "a-key-that-is-long-enough-for-hs256"
 BEHIND = {"trusted_proxies": "127.0.0.1/32"}
-BEATS = {"failover_timeout_seconds": 0.6, "drain_seconds": 0.5}
+BEATS = {"failover_timeout_seconds": 3.0, "drain_seconds": 0.5}
+"""Two beats a second; a count lasts three, and a busy machine may stand still for a while."""
 
 
 def told(*counts: dict[str, int], instances: int = 2) -> Headcount:
@@ -96,7 +97,7 @@ async def test_an_address_and_a_user_have_their_limits_over_all_instances(
         security={**BEHIND, "max_connections_per_ip": 3, "max_connections_per_user": 2},
     )
     address = {"additional_headers": {"X-Forwarded-For": "198.51.100.1"}}
-    bearer = f"Bearer {mint(KEY, user='ada', lifetime_seconds=60, rights=None)}"
+    bearer = f"Bearer {mint(KEY, user='ada', lifetime_seconds=600, rights=None)}"
     user = {"additional_headers": {"Authorization": bearer}}
     mine = [await peers(one, **address) for _ in range(3)]
     users = [await peers(two, **user) for _ in range(2)]
@@ -130,7 +131,7 @@ async def test_a_leaving_instances_clients_do_not_count_twice(
     await until(lambda: two._door._headcount.elsewhere("a:198.51.100.1") == 2)
     draining = asyncio.create_task(one.drain())
     # both connections are still there: it takes half a minute to close them
-    await until(lambda: two._door._headcount.elsewhere("a:198.51.100.1") == 0, within=30)
+    await until(lambda: two._door._headcount.elsewhere("a:198.51.100.1") == 0, within=60)
     assert one._door._headcount.here("a:198.51.100.1") > 0
     for _ in range(2):
         await peers(two, **address)
@@ -151,7 +152,7 @@ async def test_without_redis_the_limit_here_holds_and_what_others_told_is_forgot
     assert one._door._headcount.here("a:198.51.100.1") == 1
     await redis_server.start()
     # another salt by then, and yet the same counts
-    await until(lambda: two._door._headcount.elsewhere("a:198.51.100.1") == 1, within=20)
+    await until(lambda: two._door._headcount.elsewhere("a:198.51.100.1") == 1, within=60)
 
 
 async def test_a_killed_instance_leaves_no_count_behind(
@@ -160,7 +161,7 @@ async def test_a_killed_instance_leaves_no_count_behind(
     settings = {
         "TABLEFORGE_SECURITY_TRUSTED_PROXIES": "127.0.0.1/32",
         "TABLEFORGE_SECURITY_MAX_CONNECTIONS_PER_IP": "2",
-        "TABLEFORGE_CLUSTERING_FAILOVER_TIMEOUT": "1200",
+        "TABLEFORGE_CLUSTERING_FAILOVER_TIMEOUT": "3000",
     }
     one, two = await dataplane(redis_server, 2, **settings)
     knocks = [await _knocked(one) for _ in range(2)]
@@ -187,7 +188,8 @@ async def test_a_killed_instance_leaves_no_count_behind(
 
         await eventually(forgotten)
         kept = await redis.keys("*headcount*")
-        assert all([await redis.pttl(key) > 0 for key in [*kept, *await redis.keys("*salt")]])
+        # (-2: it has run out meanwhile)
+        assert all([await redis.pttl(key) != -1 for key in [*kept, *await redis.keys("*salt")]])
 
 
 @dataclasses.dataclass
