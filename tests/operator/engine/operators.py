@@ -15,6 +15,7 @@ import aiohttp
 import yaml
 
 from devcluster.cluster import Devcluster
+from tableforge_operator.kube import Kube, Object
 from tests.support.children import Child, free_port
 
 REPOSITORY = Path(__file__).parents[3]
@@ -24,7 +25,7 @@ USER = f"system:serviceaccount:{SYSTEM_NAMESPACE}:tableforge-operator"
 Found = TypeVar("Found")
 
 
-async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, seconds: float = 90.0) -> Found:
+async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, seconds: float = 120.0) -> Found:
     """What `look` finds, once it finds something."""
     import asyncio
 
@@ -39,6 +40,13 @@ async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, secon
     except TimeoutError as error:
         last = error
     raise AssertionError(f"after {seconds:g} s still not: {what}") from last
+
+
+class PatientKube(Kube):
+    """A test's own client: it may wait for a busy API server for longer than the operator does."""
+
+    async def _call(self, *arguments: Any, timeout_seconds: float = 0.0, **options: Any) -> Object:
+        return await super()._call(*arguments, timeout_seconds=max(timeout_seconds, 60.0), **options)
 
 
 def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None, most_seconds: float = 120) -> str:
@@ -85,7 +93,7 @@ class Operator:
         except aiohttp.ClientConnectionError:
             return 0, ""
 
-    async def leading(self, *, seconds: float = 90) -> None:
+    async def leading(self, *, seconds: float = 120) -> None:
         """Wait until it leads."""
 
         async def look() -> bool:
@@ -118,7 +126,7 @@ class Operator:
         async def look() -> bool:
             return await self.turns() >= wanted
 
-        await until(look, what=f"{number} more reconciles", seconds=60)
+        await until(look, what=f"{number} more reconciles", seconds=120)
 
 
 class Operators:
@@ -167,6 +175,14 @@ class Operators:
         return "\n\n".join(operator.child.output() for operator in self._running)
 
 
+def audited(path: Path, since: int) -> list[dict[str, Any]]:
+    """What is in the API server's record after `since`; not what it is writing just now."""
+    with path.open("rb") as file:
+        file.seek(since)
+        whole, _, _ = file.read().rpartition(b"\n")
+    return [json.loads(line) for line in whole.split(b"\n") if line]
+
+
 class AuditLog:
     """What the operators asked of the API server, by its own record."""
 
@@ -180,13 +196,9 @@ class AuditLog:
 
     def requests(self, since: int) -> list[dict[str, Any]]:
         """The operator's requests about the test's namespace after `since`."""
-        with self._path.open("rb") as file:
-            file.seek(since)
-            lines = file.read().split(b"\n")
-        entries = [json.loads(line) for line in lines if line.endswith(b"}")]
         return [
             entry
-            for entry in entries
+            for entry in audited(self._path, since)
             if entry.get("user", {}).get("username") == USER
             and entry.get("objectRef", {}).get("namespace") == self._namespace
         ]
