@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -16,11 +17,13 @@ import yaml
 
 from devcluster.cluster import Devcluster
 from tableforge_operator.kube import Kube, Object
-from tests.support.children import Child, free_port
+from tests.support.children import Child
 
 REPOSITORY = Path(__file__).parents[3]
 SYSTEM_NAMESPACE = "tableforge-system"
 USER = f"system:serviceaccount:{SYSTEM_NAMESPACE}:tableforge-operator"
+
+_NUMBERS = itertools.count(1)
 
 Found = TypeVar("Found")
 
@@ -79,7 +82,19 @@ class Operator:
     """One running operator."""
 
     child: Child
-    port: int
+    port: int = 0
+    """Its health port, which it chose itself."""
+
+    async def started(self) -> None:
+        """Wait until it listens."""
+
+        async def look() -> int | None:
+            assert self.child.returncode is None, self.child.output()
+            whole, _, _ = self.child.log.read_text().rpartition("\n")
+            told = (json.loads(line) for line in whole.splitlines())
+            return next((line["health_port"] for line in told if line["event"] == "started"), None)
+
+        self.port = await until(look, what=f"the operator listens:\n{self.child.output()}")
 
     @property
     def url(self) -> str:
@@ -145,7 +160,7 @@ class Operators:
         self, *, everywhere: bool = False, leads: bool = True, also: Sequence[str] = ()
     ) -> Operator:
         """Start one that looks after the test's namespace (and those in `also`), or after all of them."""
-        port = free_port()
+        name = f"operator-{next(_NUMBERS)}"
         child = Child(
             [
                 sys.executable,
@@ -154,15 +169,16 @@ class Operators:
                 "run",
                 f"--kubeconfig={self._kubeconfig}",
                 "--health-host=127.0.0.1",
-                f"--health-port={port}",
+                "--health-port=0",
                 "--log-level=debug",
                 *(f"--namespace={name}" for name in ([] if everywhere else [self._namespace, *also])),
             ],
-            log=self._folder / f"operator-{port}.log",
-            environ={**os.environ, "POD_NAME": f"operator-{port}", "POD_NAMESPACE": self._own_namespace},
+            log=self._folder / f"{name}.log",
+            environ={**os.environ, "POD_NAME": name, "POD_NAMESPACE": self._own_namespace},
         )
-        operator = Operator(child, port)
+        operator = Operator(child)
         self._running.append(operator)
+        await operator.started()
         if leads:
             await operator.leading()
         return operator
