@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,26 @@ class Devcluster:
             await asyncio.to_thread(folders.clear_leftovers)
         if self._failure is not None:
             raise self._failure
+
+    async def restart_api_server(self) -> None:
+        """Kill the API server, start it anew with what etcd has, and wait until it answers.
+
+        Every connection and watch breaks, and meanwhile nobody answers at its address. Not beside `wait`.
+        Raises ComponentDied when a part of the cluster died, then or before.
+        """
+        supervisor = self._started_supervisor()
+        with contextlib.suppress(
+            BrokenPipeError, ConnectionResetError
+        ):  # it has ended: what it said tells why
+            writer(supervisor).write(b"restart\n")
+            await writer(supervisor).drain()
+        while line := await reader(supervisor).readline():
+            event = messages.decode_event.decode(line)
+            if isinstance(event, messages.Restarted):
+                return
+            if isinstance(event, messages.Failed):
+                self._failure = ComponentDied(event.text)
+        await self.wait()
 
     async def stop(self) -> None:
         """End the cluster and wait until nothing of it is left.

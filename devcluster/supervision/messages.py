@@ -10,8 +10,8 @@ import msgspec
 class Order(msgspec.Struct, frozen=True, kw_only=True):
     """What cluster is wanted: the first line on the supervisor's stdin.
 
-    A second line, `stop`, ends the cluster in good order. The end of the file without it means that the owner
-    died; a detached cluster minds that only until it is ready.
+    The line `restart` kills the API server and starts it anew, `stop` ends the cluster in good order. The end
+    of the file without `stop` means that the owner died; a detached cluster minds that until it is ready.
     """
 
     etcd: str
@@ -53,6 +53,10 @@ class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     agent: bool
 
 
+class Restarted(msgspec.Struct, frozen=True, tag="restarted"):
+    """The API server was killed, and answers again."""
+
+
 class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     """The cluster is gone: it did not start, or a component died."""
 
@@ -64,7 +68,7 @@ class Stopped(msgspec.Struct, frozen=True, tag="stopped"):
     """Everything has ended, as asked."""
 
 
-Event = Starting | Ready | Failed | Stopped
+Event = Starting | Ready | Restarted | Failed | Stopped
 
 encode = msgspec.json.Encoder().encode
 decode_event: msgspec.json.Decoder[Event] = msgspec.json.Decoder(Event)

@@ -51,6 +51,9 @@ class Supervisor:
         self._components: list[Component] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._held = contextlib.AsyncExitStack()
+        self._api: Api | None = None
+        self._api_server: tuple[Component, list[str]] | None = None
+        self._wanted_anew = asyncio.Event()
         self._environment = {**os.environ, "DEVCLUSTER_ID": place.id}
 
     @property
@@ -95,10 +98,13 @@ class Supervisor:
             await self._until(healthy, "etcd is healthy", etcd)
 
         tell(messages.Starting("kube-apiserver"))
-        server = self._start("kube-apiserver", commands.api_server(binaries, network, ports, files, made))
+        command = commands.api_server(binaries, network, ports, files, made)
+        server = self._start("kube-apiserver", command)
+        self._api_server = server, command
         api = await self._held.enter_async_context(
             Api(api_url, authority=made.cluster_ca.certificate, client=made.supervisor)
         )
+        self._api = api
         await self._until(api.ready, "the API server is ready", server)
 
         tell(messages.Starting("kube-controller-manager"))
@@ -175,18 +181,46 @@ class Supervisor:
                 f"The end of the log of {component.name}:\n{component.tail()}"
             ) from None
 
+    def restart_api_server(self) -> None:
+        """Have it killed, and started anew with what etcd has; `watch` does it."""
+        self._wanted_anew.set()
+
     async def watch(self, *, until: asyncio.Future[bool]) -> str | None:
         """Wait until something goes wrong, and answer what; None when `until` is done before."""
-        ends: list[asyncio.Future[Any]] = [until, *(one.ended for one in self._components), *self._tasks]
-        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
-        for component in self._components:
-            if component.ended.done():
-                return obituary(component)
-        for task in self._tasks:
-            if task.done():
-                # These end by a bug only: it shows with its traceback.
-                task.result()
-        return None
+        while True:
+            wanted = asyncio.create_task(self._wanted_anew.wait())
+            ends: list[asyncio.Future[Any]] = [until, *(one.ended for one in self._components), *self._tasks]
+            await asyncio.wait([*ends, wanted], return_when=asyncio.FIRST_COMPLETED)
+            wanted.cancel()
+            for component in self._components:
+                if component.ended.done():
+                    return obituary(component)
+            for task in self._tasks:
+                if task.done():
+                    # These end by a bug only: it shows with its traceback.
+                    task.result()
+            if until.done():
+                return None
+            self._wanted_anew.clear()
+            try:
+                await self._start_api_server_anew()
+            except StartFailed as error:
+                return str(error)
+            tell(messages.Restarted())
+
+    async def _start_api_server_anew(self) -> None:
+        if self._api is None or self._api_server is None:
+            raise AssertionError("the cluster has been started")
+        old, command = self._api_server
+        old.kill()
+        await old.ended
+        self._components.remove(old)
+        server = self._start(old.name, command)
+        self._components.remove(server)
+        # where it was: they are ended in the reverse of this order
+        self._components.insert(1, server)
+        self._api_server = server, command
+        await self._until(self._api.ready, "the API server is ready again", server)
 
     async def _bound_logs(self) -> None:
         while True:
@@ -268,21 +302,23 @@ def _reap_orphans(supervisor: Supervisor) -> None:
                 os.waitpid(pid, os.WNOHANG)
 
 
-class _Ending:
-    """Why the cluster is to end: asked to, or its owner died."""
+class _Owner:
+    """What the owner wants: above all that the cluster ends, because it says so or has died."""
 
     def __init__(self) -> None:
-        self.asked: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self.ending: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         """True: in good order. False: at once, nobody waits for it any more."""
+        self.on_restart: Callable[[], None] | None = None
+        self._said = b""
 
-    def ask(self, orderly: bool) -> None:
-        if not self.asked.done():
-            self.asked.set_result(orderly)
+    def end(self, orderly: bool) -> None:
+        if not self.ending.done():
+            self.ending.set_result(orderly)
 
-    def listen_to_owner(self, owner: int) -> None:
+    def listen_to_life(self, owner: int) -> None:
         loop = asyncio.get_running_loop()
         handle = os.pidfd_open(owner)
-        loop.add_reader(handle, self._owner_died, handle)
+        loop.add_reader(handle, self._died, handle)
 
     def listen_to_pipe(self) -> None:
         asyncio.get_running_loop().add_reader(sys.stdin.fileno(), self._pipe_spoke)
@@ -291,27 +327,36 @@ class _Ending:
         """From here on nobody at the other end is needed."""
         asyncio.get_running_loop().remove_reader(sys.stdin.fileno())
 
-    def _owner_died(self, handle: int) -> None:
+    def _died(self, handle: int) -> None:
         asyncio.get_running_loop().remove_reader(handle)
         os.close(handle)
-        self.ask(orderly=False)
+        self.end(orderly=False)
 
     def _pipe_spoke(self) -> None:
         said = os.read(sys.stdin.fileno(), 4096)
-        self.leave_pipe()
-        self.ask(orderly=said.startswith(b"stop"))
+        *lines, self._said = (self._said + said).split(b"\n")
+        for line in lines:
+            if line == b"restart" and self.on_restart is not None:
+                self.on_restart()
+            if line == b"stop":
+                self.leave_pipe()
+                self.end(orderly=True)
+                return
+        if not said:
+            self.leave_pipe()
+            self.end(orderly=False)
 
 
 async def supervise(order: messages.Order) -> messages.Event:
     """Run a cluster from its start to its end; answers how it ended."""
     loop = asyncio.get_running_loop()
-    ending = _Ending()
+    owner = _Owner()
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        loop.add_signal_handler(number, ending.ask, True)
-    ending.listen_to_pipe()
+        loop.add_signal_handler(number, owner.end, True)
+    owner.listen_to_pipe()
     if order.owner_pid is not None:
         try:
-            ending.listen_to_owner(order.owner_pid)
+            owner.listen_to_life(order.owner_pid)
         except ProcessLookupError:
             return messages.Stopped()
     kubeconfig = Path(order.kubeconfig) if order.kubeconfig else None
@@ -323,7 +368,7 @@ async def supervise(order: messages.Order) -> messages.Event:
         supervisor = Supervisor(order, place, claim.network)
         loop.add_signal_handler(signal.SIGCHLD, _reap_orphans, supervisor)
         try:
-            return await _run(supervisor, order, ending)
+            return await _run(supervisor, order, owner)
         finally:
             loop.remove_signal_handler(signal.SIGCHLD)
             await supervisor.close()
@@ -338,14 +383,14 @@ def _remove_own(kubeconfig: Path, network: Network) -> None:
         kubeconfig.unlink(missing_ok=True)
 
 
-async def _run(supervisor: Supervisor, order: messages.Order, ending: _Ending) -> messages.Event:
+async def _run(supervisor: Supervisor, order: messages.Order, owner: _Owner) -> messages.Event:
     start = asyncio.create_task(supervisor.start())
-    first: list[asyncio.Future[Any]] = [start, ending.asked]
+    first: list[asyncio.Future[Any]] = [start, owner.ending]
     await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
     if not start.done():
         start.cancel()
         await asyncio.wait([start])
-        if ending.asked.result():
+        if owner.ending.result():
             await supervisor.stop()
         return messages.Stopped()
     try:
@@ -353,13 +398,14 @@ async def _run(supervisor: Supervisor, order: messages.Order, ending: _Ending) -
     except StartFailed as error:
         return messages.Failed(started=False, text=str(error))
     if order.owner_pid is None:
-        ending.leave_pipe()
+        owner.leave_pipe()
+    owner.on_restart = supervisor.restart_api_server
     with _state_file(order, ready):
         tell(ready)
-        trouble = await supervisor.watch(until=ending.asked)
+        trouble = await supervisor.watch(until=owner.ending)
         if trouble is not None:
             return messages.Failed(started=True, text=trouble)
-        if ending.asked.result():
+        if owner.ending.result():
             await supervisor.stop()
     return messages.Stopped()
 

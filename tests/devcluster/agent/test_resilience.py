@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from devcluster import Devcluster
+from devcluster import ComponentDied, Devcluster
 from tests.devcluster.agent.conftest import IMAGES
 from tests.devcluster.agent.workloads import (
     Manifest,
@@ -196,3 +196,30 @@ async def test_a_machine_without_namespaces_is_told_what_to_do(tmp_path: Path) -
     assert process.returncode == 3
     assert b"does not let the devcluster's node agent make namespaces" in output
     assert b"kind" in output
+
+
+async def test_a_killed_api_server_costs_no_pod_and_comes_back_to_what_there_was() -> None:
+    async with Devcluster(images=IMAGES) as cluster:
+        kubectl = Kubectl(cluster.kubeconfig, namespace="default")
+        kubectl.apply(pod("before", shell("sleep 600")))
+        await asyncio.to_thread(wait_ready, kubectl, "pod/before")
+        known = kubectl.get("pod", "before")
+        for number in (1, 2):
+            await cluster.restart_api_server()
+            kubectl.apply(pod(f"after-{number}", shell("sleep 600")))
+            await asyncio.to_thread(wait_ready, kubectl, f"pod/after-{number}")
+        found = kubectl.get("pod", "before")
+        assert found["metadata"]["uid"] == known["metadata"]["uid"]
+        assert found["status"]["containerStatuses"] == known["status"]["containerStatuses"]
+        kubectl("delete", "pod", "before", "--timeout=120s", "--grace-period=1")
+
+
+async def test_an_api_server_that_does_not_come_back_ends_the_cluster() -> None:
+    async def lose() -> None:
+        async with Devcluster(agent=False) as cluster:
+            # what it starts with is gone
+            (Path(cluster.description.data_dir) / "certificates" / "api-server.crt").unlink()
+            await cluster.restart_api_server()
+
+    with pytest.raises(ComponentDied, match="kube-apiserver ended with status"):
+        await lose()

@@ -9,10 +9,10 @@ import pytest
 from devcluster.cluster import Devcluster
 from tableforge_operator.kube import Kube
 from tests.operator.engine.operators import (
-    REPOSITORY,
     AuditLog,
     Operators,
     PatientKube,
+    install,
     kubectl,
     service_account_kubeconfig,
 )
@@ -28,16 +28,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def installed(control_plane: Devcluster) -> Devcluster:
     """The control plane with everything in manifests/ applied."""
-    kubectl(control_plane.kubeconfig, "apply", "-k", str(REPOSITORY / "manifests"))
-    # First for the names: kubectl takes conditions that are not there yet for an error.
-    for awaited in ("jsonpath={.status.acceptedNames.plural}=websocketclusters", "condition=Established"):
-        kubectl(
-            control_plane.kubeconfig,
-            "wait",
-            f"--for={awaited}",
-            "crd/websocketclusters.tableforge.io",
-            "--timeout=60s",
-        )
+    install(control_plane.kubeconfig)
     return control_plane
 
 

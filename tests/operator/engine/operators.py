@@ -66,6 +66,16 @@ def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None, most_se
     return done.stdout
 
 
+def install(kubeconfig: Path) -> None:
+    """Everything in manifests/, and wait until the API server serves the kind."""
+    kubectl(kubeconfig, "apply", "-k", str(REPOSITORY / "manifests"))
+    # First for the names: kubectl takes conditions that are not there yet for an error.
+    for awaited in ("jsonpath={.status.acceptedNames.plural}=websocketclusters", "condition=Established"):
+        kubectl(
+            kubeconfig, "wait", f"--for={awaited}", "crd/websocketclusters.tableforge.io", "--timeout=60s"
+        )
+
+
 def service_account_kubeconfig(cluster: Devcluster, path: Path, *, namespace: str = SYSTEM_NAMESPACE) -> Path:
     """A kubeconfig that is the operator's ServiceAccount and nothing more, by a token from TokenRequest."""
     token = kubectl(
@@ -154,7 +164,8 @@ class Operators:
         self._namespace = namespace
         self._own_namespace = own_namespace
         self._folder = folder
-        self._running: list[Operator] = []
+        self.running: list[Operator] = []
+        """All that were started, the last one last; some may have ended."""
 
     async def __call__(
         self, *, everywhere: bool = False, leads: bool = True, also: Sequence[str] = ()
@@ -177,26 +188,27 @@ class Operators:
             environ={**os.environ, "POD_NAME": name, "POD_NAMESPACE": self._own_namespace},
         )
         operator = Operator(child)
-        self._running.append(operator)
+        self.running.append(operator)
         await operator.started()
         if leads:
             await operator.leading()
         return operator
 
     async def stop(self) -> None:
-        for operator in self._running:
+        for operator in self.running:
             await operator.child.stop()
 
     def output(self) -> str:
-        return "\n\n".join(operator.child.output() for operator in self._running)
+        return "\n\n".join(operator.child.output() for operator in self.running)
 
 
 def audited(path: Path, since: int) -> list[dict[str, Any]]:
-    """What is in the API server's record after `since`; not what it is writing just now."""
+    """What is in the API server's record after `since`, in whole lines: it may be writing one."""
     with path.open("rb") as file:
-        file.seek(since)
-        whole, _, _ = file.read().rpartition(b"\n")
-    return [json.loads(line) for line in whole.split(b"\n") if line]
+        file.seek(max(0, since - 1))
+        found = file.read()
+    begin = found.find(b"\n") + 1 if since else 0
+    return [json.loads(line) for line in found[begin : found.rfind(b"\n") + 1].splitlines()]
 
 
 class AuditLog:
