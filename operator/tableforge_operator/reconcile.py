@@ -20,7 +20,7 @@ from tableforge_operator.act.commands import Commands, Reign
 from tableforge_operator.act.memory import Memory
 from tableforge_operator.act.status import write_status
 from tableforge_operator.api import names
-from tableforge_operator.decide import balance, ownership, resources, routing, storage
+from tableforge_operator.decide import balance, findings, ownership, resources, routing, storage
 from tableforge_operator.decide import status as verdict
 from tableforge_operator.decide.plan import Plan, decide
 from tableforge_operator.decide.rebalancing.state import Turn
@@ -43,6 +43,7 @@ from tableforge_operator.kube import (
 )
 from tableforge_operator.observe.classes import Classes
 from tableforge_operator.observe.fleet import Addressees, FleetReader, addressees
+from tableforge_operator.observe.refusals import PodRefusals
 from tableforge_operator.observe.store import ClusterKey, Store
 from tableforge_operator.workqueue import WorkQueue
 
@@ -93,6 +94,7 @@ class Reconciler:
         # They have no namespace: nothing to see for who is let into some namespaces only.
         self._ingress_classes = Classes(kube, INGRESS_CLASSES) if namespaces is None else None
         self._storage_classes = Classes(kube, STORAGE_CLASSES) if namespaces is None else None
+        self._pod_refusals = PodRefusals(kube)
         self._master_key = master_key
         self._namespaces = namespaces
         self._own_namespace = own_namespace
@@ -220,6 +222,7 @@ class Reconciler:
         secrets = resources.derive(self._master_key, memory.uid)
         await self._observe_fleet(key, cluster, memory, secrets)
         await self._observe_classes(key, cluster, memory)
+        await self._observe_redis_pod(key, memory)
         outcomes: list[Outcome] = []
         balanced = await self._rebalance(key, cluster, memory)
         news: list[Event] = [] if balanced is None else [*balance.events(balanced)]
@@ -323,6 +326,14 @@ class Reconciler:
         name = storage.class_waited_for(cluster, self._claims(key))
         memory.storage_class_missing = await _is_missing(self._storage_classes, name)
 
+    async def _observe_redis_pod(self, key: ClusterKey, memory: Memory) -> None:
+        memory.redis_pod_refused = ""
+        for obj in self.store.of_cluster(key):
+            if obj["kind"] == "StatefulSet" and _owned(obj, memory.uid) and findings.without_pod(obj):
+                memory.redis_pod_refused = await self._pod_refusals.of_stateful_set(
+                    key[0], obj["metadata"]["uid"]
+                )
+
     def _claims(self, key: ClusterKey) -> tuple[Object, ...]:
         return tuple(obj for obj in self.store.of_cluster(key) if obj["kind"] == CLAIMS.kind)
 
@@ -397,6 +408,7 @@ class Reconciler:
             blind=self.store.blind(key[0]),
             ingress_class_missing=memory.ingress_class_missing,
             storage_class_missing=memory.storage_class_missing,
+            redis_pod_refused=memory.redis_pod_refused,
             surroundings=Surroundings(
                 operator_namespace=self._own_namespace, absent_kinds=self.store.absent(key[0])
             ),

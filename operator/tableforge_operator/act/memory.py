@@ -34,6 +34,8 @@ class Memory:
     """Whether the IngressClass that the spec names is known not to exist."""
     storage_class_missing: bool = False
     """Whether the StorageClass that the claim of a managed Redis waits for is known not to exist."""
+    redis_pod_refused: str = ""
+    """Why the pod of a managed Redis cannot be made, in the API server's words; empty where none is known."""
     fleet: FleetView = FleetView()
     fleet_asked_at: float | None = None
     """When the fleet was last asked (monotonic)."""

@@ -4,7 +4,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Iterator, Mapping
-from typing import Any, Final, cast
+from typing import Final, cast
 
 from tableforge_dataplane.contract.fleet import RedisState
 from tableforge_operator.api import WebSocketCluster, names
@@ -75,7 +75,7 @@ def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Fi
         replaced = state.get("currentRevision") == state.get("updateRevision")
         if observed(workload) and replaced and state.get("readyReplicas", 0) >= wanted:
             continue
-        trouble = pod_trouble(pods_of(snapshot, names.REDIS)) or _on_its_way(workload, state)
+        trouble = pod_trouble(pods_of(snapshot, names.REDIS)) or _on_its_way(workload, snapshot)
         if "PersistentVolumeClaim" in trouble:
             storage = redis.storage.storage_class_name
             trouble = (
@@ -89,14 +89,18 @@ def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Fi
         )
 
 
-def _on_its_way(workload: Object, state: Mapping[str, Any]) -> str:
-    if not observed(workload) or state.get("replicas", 0):
+def without_pod(workload: Object) -> bool:
+    """Whether a StatefulSet's controller has looked at it, and has made no pod."""
+    state = workload.get("status") or {}
+    return observed(workload) and not state.get("replicas", 0) and workload["spec"].get("replicas", 1) > 0
+
+
+def _on_its_way(workload: Object, snapshot: Snapshot) -> str:
+    if not without_pod(workload):
         return "its pod is starting"
-    # Its controller says why in Events alone, which the operator does not read.
-    return (
+    return legible(snapshot.redis_pod_refused) or (
         "its pod is not made yet; should it not come, "
-        f"`kubectl describe statefulset {workload['metadata']['name']}` says why, such as a ResourceQuota, a "
-        "LimitRange or a policy (its memory follows from spec.redis.managed.maxMemory)"
+        f"`kubectl describe statefulset {workload['metadata']['name']}` says why"
     )
 
 

@@ -111,6 +111,8 @@ class Snapshot:
     """Whether the IngressClass that the spec names is known not to exist."""
     storage_class_missing: bool = False
     """Whether the StorageClass that the claim of a managed Redis waits for is known not to exist."""
+    redis_pod_refused: str = ""
+    """Why the pod of a managed Redis cannot be made, in the API server's words; empty where none is known."""
     fleet: FleetView = FleetView()
     applied: Mapping[ChildKey, Applied] = dataclasses.field(default_factory=dict)
     refusals: Mapping[ChildKey, Refusal] = dataclasses.field(default_factory=dict)

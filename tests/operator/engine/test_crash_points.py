@@ -1,6 +1,9 @@
-"""The operator dies after each single write of a creation, an update and a deletion, and is started again."""
+"""The operator dies after each single write of a creation, a change, a rollout and a deletion, and is started
+again.
+"""
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator, Iterable
 from pathlib import Path
@@ -13,10 +16,11 @@ from tableforge_operator.decide.leftovers import named_by
 from tableforge_operator.decide.resources import OPTIONAL_KINDS, OWNED_KINDS
 from tableforge_operator.kube import CLUSTERS, Kube, Object, resource_of
 from tableforge_operator.observe.reflector import LABEL_SELECTOR
-from tests.operator.engine.clusters import ENVIRONMENT, manifest
+from tests.operator.engine.clusters import ENVIRONMENT, condition, external, find, manifest, until_condition
 from tests.operator.engine.differences import differences
 from tests.operator.engine.mortal import Life, MortalKube, life
 from tests.operator.engine.operators import PatientKube, kubectl, until
+from tests.operator.engine.pods import Instance, fleet, pods_of, set_pod
 
 pytestmark = pytest.mark.cluster
 
@@ -42,12 +46,17 @@ async def kube(installed: Devcluster) -> AsyncIterator[Kube]:
 class Worlds:
     """Namespaces of their own for runs that go on at the same time."""
 
-    def __init__(self, kubeconfig: Path, kube: Kube, base: str) -> None:
+    def __init__(self, kubeconfig: Path, kube: Kube, base: str, network: int) -> None:
         self.kubeconfig = kubeconfig
+        self._network = network
         self.kube = kube
         self._base = base
         self._turn = asyncio.Semaphore(AT_ONCE)
         self.names: list[str] = []
+
+    def address(self, point: int) -> str:
+        """Where the pods of the run with this point can be pretended to listen."""
+        return f"127.{self._network}.65.{point + 1}"
 
     async def each(self, run: Any, points: Iterable[int]) -> list[Any]:
         """`run(world, point)` for each point, a few at a time; what they give."""
@@ -66,7 +75,7 @@ class Worlds:
 
 @pytest.fixture
 async def worlds(installed: Devcluster, kube: Kube, namespace: str) -> AsyncIterator[Worlds]:
-    worlds = Worlds(installed.kubeconfig, kube, namespace)
+    worlds = Worlds(installed.kubeconfig, kube, namespace, installed.network.number)
     yield worlds
     if worlds.names:
         kubectl(installed.kubeconfig, "delete", "namespace", *worlds.names, "--wait=false")
@@ -197,7 +206,70 @@ async def update(worlds: Worlds, namespace: str, point: int) -> Run:
     return Run(await again(worlds, namespace), writes, not lives)
 
 
-@pytest.mark.parametrize(("what", "at_least"), [(creation, 14), (update, 4)], ids=["creation", "update"])
+async def rollout(worlds: Worlds, namespace: str, point: int) -> Run:
+    """The same, of a change that brings another track, which clients go over to once its pods are ready."""
+    spec = {"rollout": {"strategy": "BlueGreen"}}
+    kube, address = worlds.kube, worlds.address(point)
+    await kube.apply(external(namespace, image="some/image:1", **spec), field_manager="user", force=True)
+
+    async def over() -> bool:
+        old = await find(kube, "apps/v1", "Deployment", namespace, "tables-a")
+        return old is None and (await condition(kube, namespace, "Ready"))["status"] == "True"
+
+    async with Instance(address).serving() as instance, pods_become_ready(kube, namespace, address):
+        instance.fleet = fleet()
+        async with life(worlds.kubeconfig, namespace) as operator:
+            await until_condition(kube, namespace, "Ready", "True")
+            await operator.idle()
+            before = len(operator.kube.writes)
+            if point:
+                hook = dying(before + point)
+                operator.kube.after_write = lambda number: hook(operator.kube, number)
+            await kube.apply(
+                external(namespace, image="some/image:2", **spec), field_manager="user", force=True
+            )
+            operator.reconciler.notice((namespace, "tables"))
+
+            async def done() -> bool:
+                return operator.kube.dead or await over()
+
+            await until(done, what="the rollout's end, or the operator's")
+            lives = await operator.idle()
+            writes = len(operator.kube.writes) - before
+        async with life(worlds.kubeconfig, namespace) as operator:
+            await until(over, what="the rollout's end")
+            await operator.idle()
+            return Run(await picture(kube, namespace), writes, not lives)
+
+
+@contextlib.asynccontextmanager
+async def pods_become_ready(kube: Kube, namespace: str, address: str) -> AsyncIterator[None]:
+    """While the block runs, as a kubelet would have them."""
+
+    async def run() -> None:
+        known: set[str] = set()
+        while True:
+            for pod in await pods_of(kube, namespace, "dataplane"):
+                if pod["metadata"]["uid"] not in known:
+                    await set_pod(kube, pod, address=address, ready=True)
+                    known.add(pod["metadata"]["uid"])
+            await asyncio.sleep(0.2)
+
+    kubelet = asyncio.create_task(run())
+    try:
+        yield
+    finally:
+        kubelet.cancel()
+        await asyncio.wait([kubelet])
+    if not kubelet.cancelled():
+        kubelet.result()
+
+
+@pytest.mark.parametrize(
+    ("what", "at_least"),
+    [(creation, 14), (update, 4), (rollout, 6)],
+    ids=["creation", "update", "rollout"],
+)
 async def test_whatever_write_was_its_last_the_next_one_makes_the_same_objects(
     what: Any, at_least: int, worlds: Worlds
 ) -> None:

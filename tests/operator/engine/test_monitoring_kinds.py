@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from devcluster.cluster import Devcluster
-from tableforge_operator.kube import Kube
+from tableforge_operator.kube import Kube, resource_of
 from tests.operator.engine.clusters import condition, created, events, external, find, settled
 from tests.operator.engine.operators import REPOSITORY, AuditLog, Operator, Operators, kubectl, until
 
@@ -61,6 +61,18 @@ async def test_they_come_and_go_with_their_crds_and_with_the_spec(
         str(REPOSITORY / "manifests/monitoring"),
     )
     await settled(kube, namespace, operator, audit)  # unchanged, they cost nothing
+
+    for kind in ("PodMonitor", "PrometheusRule"):
+        found = await find(kube, GROUP, kind, namespace, "tables")
+        assert found is not None
+        uid = found["metadata"]["uid"]
+        await kube.delete(resource_of(GROUP, kind), namespace, "tables", uid=uid)
+
+        async def again(kind: str = kind, uid: str = uid) -> bool:
+            found = await find(kube, GROUP, kind, namespace, "tables")
+            return found is not None and found["metadata"]["uid"] != uid
+
+        await until(again, what=f"the {kind} that somebody deleted is there again")
 
     off = {"monitoring": {"podMonitor": {"enabled": False}}}
     await kube.apply(external(namespace, **off), field_manager="user", force=True)

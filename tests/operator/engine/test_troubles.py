@@ -168,10 +168,25 @@ async def a_redis_beyond_a_quota(place: Place) -> None:
     small = {"resources": {"requests": {"memory": "16Mi"}}}
     await place.ask(manifest(place.namespace, pod=small))
     await place.says(
-        "its pod is not made yet; should it not come, `kubectl describe statefulset tables-redis` says why",
-        "spec.redis.managed.maxMemory",
-        reason="RedisStarting",
-        event=False,
+        "Waiting for the managed Redis (tables-redis): ",
+        "exceeded quota: small",
+        "Lower spec.redis.managed.maxMemory, or have ResourceQuota small raised.",
+        reason="QuotaExceeded",
+    )
+    await place.keeps_its_claim()
+
+
+@case
+async def a_redis_beyond_a_limit_range(place: Place) -> None:
+    limits = {"limits": [{"type": "Container", "max": {"memory": "64Mi"}}]}
+    await place.put({"apiVersion": "v1", "kind": "LimitRange", "metadata": {"name": "small"}, "spec": limits})
+    small = {"resources": {"requests": {"memory": "16Mi"}, "limits": {"memory": "32Mi"}}}
+    await place.ask(manifest(place.namespace, pod=small))
+    await place.says(
+        "Waiting for the managed Redis (tables-redis): ",
+        "maximum memory usage per Container is 64Mi",
+        "Choose a spec.redis.managed.maxMemory that fits the namespace's LimitRange",
+        reason="LimitRangeViolated",
     )
     await place.keeps_its_claim()
 

@@ -51,6 +51,7 @@ def test_the_operator_may_do_this_and_nothing_else_everywhere():
         ("apps", "replicasets", "watch"),
         ("", "configmaps", "delete"),
         ("", "events", "create"),
+        ("", "events", "list"),
         ("", "persistentvolumeclaims", "get"),
         ("", "persistentvolumeclaims", "list"),
         ("", "persistentvolumeclaims", "patch"),
