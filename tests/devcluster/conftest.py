@@ -9,6 +9,11 @@ import pytest
 
 from devcluster import Devcluster
 from tests.support.kubectl import Kubectl
+from tests.support.patience import be_patient
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    be_patient(items, Path(__file__).parent)
 
 
 @pytest.fixture

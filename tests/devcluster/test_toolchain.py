@@ -191,7 +191,7 @@ def test_a_second_build_waits_for_the_first_and_says_so(machine: Machine) -> Non
             # The first one clears up after itself before it lets the next one in.
             shutil.rmtree(locate.cache_folder() / "building", ignore_errors=True)
             fcntl.flock(lock, fcntl.LOCK_UN)
-            paths, _ = second.communicate(timeout=30)
+            paths, _ = second.communicate(timeout=120)
     assert second.returncode == 0
     assert paths.split() == [str(locate.program_folder() / program) for program in PROGRAMS]
     assert machine.built() == []
@@ -207,8 +207,8 @@ def test_go_ends_with_the_build(machine: Machine, tmp_path: Path, number: signal
     with subprocess.Popen([sys.executable, "-m", "devcluster", "build"], stderr=subprocess.DEVNULL) as build:
         go = os.pidfd_open(int(pid_file.read_text()))
         build.send_signal(number)
-        build.wait(30)
-    assert select.select([go], [], [], 30)[0]
+        build.wait(120)
+    assert select.select([go], [], [], 120)[0]
     os.close(go)
 
 

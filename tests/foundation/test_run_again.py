@@ -46,6 +46,7 @@ def test_fine():
 """
 
 
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize(
     ("files", "code", "runs", "unsteady"),
     [
@@ -68,7 +69,7 @@ def test_what_failed_is_run_once_more(
         capture_output=True,
         text=True,
         check=False,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == code, done.stdout
     assert done.stdout.count("test session starts") == runs, done.stdout

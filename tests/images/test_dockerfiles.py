@@ -135,7 +135,7 @@ def test_its_commands_build_an_installation_that_runs(image: Image, tmp_path: Pa
 
     def run_image(*command: str, **more: str) -> "subprocess.CompletedProcess[str]":
         return subprocess.run(
-            command, cwd=tmp_path, env={**environ, **more}, capture_output=True, text=True, timeout=60
+            command, cwd=tmp_path, env={**environ, **more}, capture_output=True, text=True, timeout=120
         )
 
     [entrypoint] = json.loads(image.final_stage()["ENTRYPOINT"])

@@ -22,7 +22,7 @@ class Kubectl:
         self.kubeconfig = kubeconfig
         self.namespace = namespace
 
-    def __call__(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 60.0) -> str:
+    def __call__(self, *arguments: str, stdin: str | None = None, timeout_seconds: float = 180.0) -> str:
         """What it prints. Raises KubectlError."""
         scope = [] if self.namespace is None else ["--namespace", self.namespace]
         answer = subprocess.run(

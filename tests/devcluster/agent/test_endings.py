@@ -21,8 +21,10 @@ from tests.support.kubectl import Kubectl
 pytestmark = pytest.mark.cluster
 
 TRAP = (
-    'trap "echo TERM >> /out/log; sleep 1; echo end >> /out/log; exit 0" TERM; while true; do sleep 0.1; done'
+    'trap "echo TERM >> /out/log; sleep 1; echo end >> /out/log; exit 0" TERM; touch /out/ready; '
+    "while true; do sleep 0.1; done"
 )
+TRAPPED = {"exec": {"command": ["test", "-e", "/out/ready"]}, "periodSeconds": 1, "timeoutSeconds": 60}
 
 
 def processes_with(mark: str) -> list[int]:
@@ -42,39 +44,43 @@ def test_a_deleted_pod_sees_pre_stop_then_sigterm_then_has_its_grace(
 ) -> None:
     volume = {"name": "out", "hostPath": {"path": str(tmp_path)}}
     hook = {"preStop": {"exec": {"command": ["sh", "-c", "echo preStop >> /out/log; sleep 1"]}}}
-    container = shell(TRAP, volumeMounts=[{"name": "out", "mountPath": "/out"}], lifecycle=hook)
+    mounts = [{"name": "out", "mountPath": "/out"}]
+    container = shell(TRAP, volumeMounts=mounts, lifecycle=hook, readinessProbe=TRAPPED)
     kubectl.apply(pod("leaver", container, volumes=[volume]))
     wait_ready(kubectl, "pod/leaver")
     started = time.monotonic()
-    kubectl("delete", "pod", "leaver", "--grace-period=20", "--timeout=30s")
+    kubectl("delete", "pod", "leaver", "--grace-period=600", "--timeout=120s")
     assert (tmp_path / "log").read_text().split() == ["preStop", "TERM", "end"]
-    assert 2 <= time.monotonic() - started < 20, "preStop and the end take a second each, not the whole grace"
-    assert event_messages(kubectl, "leaver", "Killing") == ["Stopping container main"]
+    assert time.monotonic() - started >= 2, "preStop and the end take a second each, not the whole grace"
+    assert eventually(lambda: event_messages(kubectl, "leaver", "Killing")) == ["Stopping container main"]
 
 
 def test_who_ignores_sigterm_is_killed_when_the_grace_is_over(kubectl: Kubectl) -> None:
     kubectl.apply(pod("stubborn", shell('trap "" TERM; while true; do sleep 0.1; done')))
     wait_ready(kubectl, "pod/stubborn")
     started = time.monotonic()
-    kubectl("delete", "pod", "stubborn", "--grace-period=3", "--timeout=30s")
-    assert 2.5 <= time.monotonic() - started < 20
+    kubectl("delete", "pod", "stubborn", "--grace-period=3", "--timeout=120s")
+    assert time.monotonic() - started >= 2.5
 
 
-def test_a_sleeping_pre_stop_needs_no_shell(kubectl: Kubectl) -> None:
-    container = shell("exec sleep 1000", lifecycle={"preStop": {"sleep": {"seconds": 2}}})
-    kubectl.apply(pod("sleeper", container))
+def test_a_sleeping_pre_stop_needs_no_shell(kubectl: Kubectl, tmp_path: Path) -> None:
+    volume = {"name": "out", "hostPath": {"path": str(tmp_path)}}
+    hook = {"preStop": {"sleep": {"seconds": 3}}}
+    mounts = [{"name": "out", "mountPath": "/out"}]
+    container = shell(TRAP, volumeMounts=mounts, lifecycle=hook, readinessProbe=TRAPPED)
+    kubectl.apply(pod("sleeper", container, volumes=[volume]))
     wait_ready(kubectl, "pod/sleeper")
-    kubectl("delete", "pod", "sleeper", "--wait=false", "--grace-period=4")
-    time.sleep(1)
-    assert kubectl.get("pod", "sleeper")["status"]["containerStatuses"][0]["state"].get("running")
-    kubectl("wait", "--for=delete", "pod/sleeper", "--timeout=30s")
+    started = time.monotonic()
+    kubectl("delete", "pod", "sleeper", "--grace-period=600", "--timeout=120s")
+    assert (tmp_path / "log").read_text().split() == ["TERM", "end"]
+    assert time.monotonic() - started >= 4, "three seconds before it hears of it, and its own"
 
 
 def test_a_shorter_grace_can_be_asked_for_later(kubectl: Kubectl) -> None:
     kubectl.apply(pod("slow", shell('trap "" TERM; while true; do sleep 0.1; done')))
     wait_ready(kubectl, "pod/slow")
     kubectl("delete", "pod", "slow", "--grace-period=600", "--wait=false")
-    kubectl("delete", "pod", "slow", "--grace-period=1", "--timeout=30s")
+    kubectl("delete", "pod", "slow", "--grace-period=1", "--timeout=120s")
 
 
 def test_a_forced_deletion_ends_the_processes_too(kubectl: Kubectl) -> None:
@@ -90,7 +96,7 @@ def test_a_forced_deletion_cuts_every_ending_short(kubectl: Kubectl) -> None:
     mark = f"mark-{kubectl.namespace}"
     kubectl.apply(pod("slow", shell(f': {mark}; trap "" TERM; while true; do sleep 0.1; done')))
     wait_ready(kubectl, "pod/slow")
-    assert processes_with(mark)
+    assert eventually(lambda: processes_with(mark))
     for grace in (60, 30):
         kubectl("delete", "pod", "slow", f"--grace-period={grace}", "--wait=false")
     for _ in range(2):
@@ -104,8 +110,8 @@ def test_a_forced_deletion_cuts_every_ending_short(kubectl: Kubectl) -> None:
 def test_a_namespace_goes_with_everything_in_it(kubectl: Kubectl) -> None:
     mark = f"mark-{kubectl.namespace}"
     kubectl.apply(deployment("web", shell(f": {mark}; exec sleep 1000"), replicas=3))
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
-    kubectl("delete", "namespace", str(kubectl.namespace), "--timeout=40s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=120s")
+    kubectl("delete", "namespace", str(kubectl.namespace), "--timeout=120s")
     assert not processes_with(mark)
 
 
@@ -148,8 +154,8 @@ def test_nothing_survives_the_agent(
     kubectl.apply(
         deployment("web", shell(script, env=[{"name": "MARK", "value": mark}], livenessProbe=probe))
     )
-    kubectl("rollout", "status", "deployment/web", "--timeout=30s")
+    kubectl("rollout", "status", "deployment/web", "--timeout=120s")
     eventually(lambda: len(processes_with(mark)) >= 6)
     pid = agent_pid(cluster)
     os.kill(pid, number)
-    eventually(lambda: not processes_with(mark), within_seconds=60)
+    eventually(lambda: not processes_with(mark), within_seconds=120)

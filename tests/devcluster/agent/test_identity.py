@@ -33,7 +33,7 @@ def test_a_pod_speaks_to_the_api_server_as_its_service_account(kubectl: Kubectl)
     kubectl("create", "serviceaccount", "asker")
     spec = {"serviceAccountName": "asker", "restartPolicy": "Never"}
     kubectl.apply(pod("refused", container, **spec))
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/refused", "--timeout=30s")
+    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/refused", "--timeout=120s")
     user = f"system:serviceaccount:{kubectl.namespace}:asker"
     refused = kubectl("logs", "refused").splitlines()
     assert len(refused) == 3
@@ -43,7 +43,7 @@ def test_a_pod_speaks_to_the_api_server_as_its_service_account(kubectl: Kubectl)
         "create", "rolebinding", "asker", "--clusterrole=view", f"--serviceaccount={kubectl.namespace}:asker"
     )
     kubectl.apply(pod("granted", container, **spec))
-    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/granted", "--timeout=30s")
+    kubectl("wait", "--for=jsonpath={.status.phase}=Succeeded", "pod/granted", "--timeout=120s")
     assert [line.strip() for line in kubectl("logs", "granted").splitlines()] == ["ConfigMapList"] * 3
 
 
@@ -62,5 +62,5 @@ def test_a_token_is_bound_to_its_pod(kubectl: Kubectl) -> None:
         return bool(answer["status"].get("authenticated"))
 
     assert review()
-    kubectl("delete", "pod", "holder", "--timeout=20s")
+    kubectl("delete", "pod", "holder", "--timeout=120s")
     eventually(lambda: not review())

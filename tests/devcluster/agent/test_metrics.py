@@ -12,7 +12,7 @@ from tests.support.kubectl import Kubectl, KubectlError
 pytestmark = pytest.mark.cluster
 
 BURN = "while :; do :; done"
-PATIENCE_SECONDS = 60
+PATIENCE_SECONDS = 240
 
 
 def top(kubectl: Kubectl, *arguments: str) -> dict[str, tuple[float, float]]:
@@ -31,10 +31,11 @@ def test_top_shows_what_the_processes_of_a_pod_use(kubectl: Kubectl) -> None:
 
     def look() -> dict[str, tuple[float, float]] | None:
         found = top(kubectl)  # an error while there are no metrics yet
-        return found if found.get("burns", (0, 0))[0] >= 0.05 and "sleeps" in found else None
+        burns, sleeps = (found.get(name, (0, 0))[0] for name in ("burns", "sleeps"))
+        # Starting is work, too, even of who then sleeps.
+        return found if burns >= 0.05 and "sleeps" in found and sleeps <= 0.01 else None
 
     found = eventually(look, within_seconds=PATIENCE_SECONDS)
-    assert found["sleeps"][0] <= 0.01
     assert all(memory >= 100_000 for _, memory in found.values())
     assert list(top(kubectl, "--selector=app=sleeps")) == ["sleeps"]
     assert "burns" in kubectl("top", "pods", "burns", "--containers")

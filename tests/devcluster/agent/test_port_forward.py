@@ -26,7 +26,7 @@ def serve(port):
 threading.Thread(target=serve, args=(8081,)).start()
 serve(8080)
 """
-PATIENCE_SECONDS = 30
+PATIENCE_SECONDS = 60
 LARGE_BYTES = 3_000_000
 
 

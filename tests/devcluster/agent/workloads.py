@@ -31,7 +31,7 @@ http.server.ThreadingHTTPServer((os.environ["POD_IP"], 8080), Handler).serve_for
 """Answers with its host name, or with the content of the file $PAGE, 503 while that is missing or empty."""
 
 POD_IP = {"name": "POD_IP", "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}}
-READY = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1}
+READY = {"httpGet": {"path": "/", "port": 8080}, "periodSeconds": 1, "timeoutSeconds": 30}
 
 
 def shell(script: str, *, name: str = "main", **more: Any) -> Manifest:
@@ -93,7 +93,7 @@ def config_map(name: str, **data: str) -> Manifest:
     return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": data}
 
 
-def eventually(what: Callable[[], T], *, within_seconds: float = 30.0) -> T:
+def eventually(what: Callable[[], T], *, within_seconds: float = 120.0) -> T:
     """What a call gives once that is neither empty nor an error of the other side."""
     deadline = time.monotonic() + within_seconds
     while True:
@@ -108,14 +108,14 @@ def eventually(what: Callable[[], T], *, within_seconds: float = 30.0) -> T:
         time.sleep(0.1)
 
 
-def wait_ready(kubectl: Kubectl, what: str, seconds: int = 30) -> None:
+def wait_ready(kubectl: Kubectl, what: str, seconds: int = 120) -> None:
     """Wait for a pod's Ready condition."""
     kubectl("wait", "--for=condition=Ready", what, f"--timeout={seconds}s")
 
 
 def fetch(address: str, port: int = 8080) -> str:
     """GET / over a connection of its own. Raises OSError."""
-    connection = http.client.HTTPConnection(address, port, timeout=5)
+    connection = http.client.HTTPConnection(address, port, timeout=30)
     try:
         connection.request("GET", "/")
         return connection.getresponse().read().decode()

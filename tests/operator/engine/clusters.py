@@ -1,9 +1,10 @@
 """WebSocketClusters for tests, and what there is to see of one."""
 
+import itertools
 from typing import Any
 
 from tableforge_operator.kube import CLUSTERS, EVENTS, Kube, NotFoundError, Object, resource_of
-from tests.operator.engine.operators import until
+from tests.operator.engine.operators import AuditLog, Operator, until
 
 ENVIRONMENT = "tables-config-"
 """How the names of the ConfigMaps with the instances' environment begin; what follows is of what is in it."""
@@ -77,7 +78,7 @@ async def created(kube: Kube, namespace: str) -> list[Object]:
             return None
         return found if len(found) == expected(cluster) else None
 
-    return await until(look, what="all children exist", seconds=60)
+    return await until(look, what="all children exist")
 
 
 def expected(cluster: Object) -> int:
@@ -95,7 +96,7 @@ async def condition(kube: Kube, namespace: str, kind: str) -> dict[str, Any]:
 
 
 async def until_condition(
-    kube: Kube, namespace: str, kind: str, status: str, reason: str | None = None, *, seconds: float = 90
+    kube: Kube, namespace: str, kind: str, status: str, reason: str | None = None, *, seconds: float = 120
 ) -> dict[str, Any]:
     """Wait for a condition with this status (and reason)."""
 
@@ -105,6 +106,30 @@ async def until_condition(
         return found if matches else None
 
     return await until(look, what=f"{kind}={status} {reason or ''}", seconds=seconds)
+
+
+_LOOKS = itertools.count(1)
+
+
+async def look_again(kube: Kube, namespace: str) -> None:
+    """Change what asks for nothing, so that the operator has another look."""
+    note = {"metadata": {"annotations": {"example.com/look": str(next(_LOOKS))}}}
+    await kube.merge(CLUSTERS, namespace, "tables", note, field_manager="user")
+
+
+async def settled(kube: Kube, namespace: str, operator: Operator, audit: AuditLog) -> None:
+    """Wait until looks cost no write any more: the Events come after the status that they are about, and what
+    the controllers of Kubernetes have to say of the children after both.
+    """
+
+    async def look() -> bool:
+        since = audit.position()
+        for _ in range(2):
+            async with operator.turning():
+                await look_again(kube, namespace)
+        return audit.writes(since) == []
+
+    await until(look, what="nothing is written any more")
 
 
 async def events(kube: Kube, namespace: str) -> list[tuple[str, str]]:

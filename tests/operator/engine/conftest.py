@@ -11,12 +11,18 @@ from tableforge_operator.kube import Kube
 from tests.operator.engine.operators import (
     AuditLog,
     Operators,
+    PatientKube,
     install,
     kubectl,
     service_account_kubeconfig,
 )
+from tests.support.patience import be_patient
 
 _NAMES = itertools.count(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    be_patient(items, Path(__file__).parent)
 
 
 @pytest.fixture(scope="session")
@@ -35,7 +41,7 @@ def operator_kubeconfig(installed: Devcluster, tmp_path_factory: pytest.TempPath
 @pytest.fixture
 async def kube(installed: Devcluster) -> AsyncIterator[Kube]:
     """The API server as its administrator sees it."""
-    async with await Kube.connect(installed.kubeconfig) as kube:
+    async with await PatientKube.connect(installed.kubeconfig) as kube:
         yield kube
 
 

@@ -17,6 +17,8 @@ import aiohttp
 import yaml
 from aiohttp import web
 
+from tests.support.children import free_port
+
 Match = Callable[[web.Request], bool]
 
 _HOP_BY_HOP = frozenset({"connection", "content-length", "host", "keep-alive", "transfer-encoding"})
@@ -68,7 +70,7 @@ class ApiProxy:
         self._watches: dict[asyncio.Future[None], tuple[web.Request, asyncio.Event]] = {}
         """Each by who carries it, with what is set when its resource version is to be too old."""
         self._news = asyncio.Condition()
-        self.port = 0
+        self.port = free_port()  # it stays free while nobody listens
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -80,7 +82,6 @@ class ApiProxy:
         await self._runner.setup()
         site = web.TCPSite(self._runner, "127.0.0.1", self.port)
         await site.start()
-        self.port = self._runner.addresses[0][1]
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -109,7 +110,7 @@ class ApiProxy:
 
     async def hit(self, fault: Fault, times: int = 1) -> None:
         """Wait until a fault has happened so often."""
-        async with asyncio.timeout(60), self._news:
+        async with asyncio.timeout(120), self._news:
             await self._news.wait_for(lambda: fault.hits >= times)
 
     def cut_watches(self, match: Match = lambda _: True) -> int:

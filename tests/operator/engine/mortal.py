@@ -57,17 +57,23 @@ class _Watched(Reconciler):
     """Tells of turns that wrote nothing, and makes another one at once after one that did."""
 
     mortal: MortalKube
+    turns = 0
+    """How many have begun."""
+    idle = 0
+    """The number of the last one that wrote nothing."""
+    news: asyncio.Condition
 
     async def _turn(self, key: ClusterKey) -> float | None:
-        before = len(self.mortal.writes)
+        self.turns += 1
+        turn, before = self.turns, len(self.mortal.writes)
         delay = await super()._turn(key)
         if len(self.mortal.writes) > before:
             self.queue.add(key)
         else:
-            self.idle.set()
+            async with self.news:
+                self.idle = turn
+                self.news.notify_all()
         return delay
-
-    idle: asyncio.Event
 
 
 class Life:
@@ -79,19 +85,22 @@ class Life:
         self._done = done
 
     async def idle(self) -> bool:
-        """Wait until a turn from now on writes nothing, or it dies; whether it lives."""
-        self.reconciler.idle.clear()
-        waiting = asyncio.ensure_future(self.reconciler.idle.wait())
-        async with asyncio.timeout(90):
+        """Wait until a turn that begins from now on writes nothing, or it dies; whether it lives."""
+        waiting = asyncio.ensure_future(self._idle_after(self.reconciler.turns))
+        async with asyncio.timeout(120):
             await asyncio.wait((waiting, self._done), return_when=asyncio.FIRST_COMPLETED)
         waiting.cancel()
         if self._done.done():
             self._done.result()
         return not self.kube.dead
 
+    async def _idle_after(self, turn: int) -> None:
+        async with self.reconciler.news:
+            await self.reconciler.news.wait_for(lambda: self.reconciler.idle > turn)
+
     async def over(self) -> None:
         """Wait for its death."""
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(120):
             await asyncio.wait((self._done,))
         assert self.kube.dead
 
@@ -128,7 +137,7 @@ async def life(
         namespaces=[namespace],
         reporter="test",
     )
-    reconciler.mortal, reconciler.idle = kube, asyncio.Event()
+    reconciler.mortal, reconciler.news = kube, asyncio.Condition()
     kinds = [resource_of(kind.api_version, kind.kind) for kind in (*OWNED_KINDS, REPLICA_SET, VOLUME_CLAIM)]
     reflector = Reflector(kube, reconciler.store, [*kinds, PODS], [namespace], optional=OPTIONAL_KINDS)
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import re
@@ -15,16 +16,19 @@ import aiohttp
 import yaml
 
 from devcluster.cluster import Devcluster
-from tests.support.children import Child, free_port
+from tableforge_operator.kube import Kube, Object
+from tests.support.children import Child
 
 REPOSITORY = Path(__file__).parents[3]
 SYSTEM_NAMESPACE = "tableforge-system"
 USER = f"system:serviceaccount:{SYSTEM_NAMESPACE}:tableforge-operator"
 
+_NUMBERS = itertools.count(1)
+
 Found = TypeVar("Found")
 
 
-async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, seconds: float = 90.0) -> Found:
+async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, seconds: float = 120.0) -> Found:
     """What `look` finds, once it finds something."""
     import asyncio
 
@@ -39,6 +43,13 @@ async def until(look: Callable[[], Awaitable[Found | None]], *, what: str, secon
     except TimeoutError as error:
         last = error
     raise AssertionError(f"after {seconds:g} s still not: {what}") from last
+
+
+class PatientKube(Kube):
+    """A test's own client: it may wait for a busy API server for longer than the operator does."""
+
+    async def _call(self, *arguments: Any, timeout_seconds: float = 0.0, **options: Any) -> Object:
+        return await super()._call(*arguments, timeout_seconds=max(timeout_seconds, 60.0), **options)
 
 
 def kubectl(kubeconfig: Path, *arguments: str, stdin: str | None = None, most_seconds: float = 120) -> str:
@@ -81,7 +92,19 @@ class Operator:
     """One running operator."""
 
     child: Child
-    port: int
+    port: int = 0
+    """Its health port, which it chose itself."""
+
+    async def started(self) -> None:
+        """Wait until it listens."""
+
+        async def look() -> int | None:
+            assert self.child.returncode is None, self.child.output()
+            whole, _, _ = self.child.log.read_text().rpartition("\n")
+            told = (json.loads(line) for line in whole.splitlines())
+            return next((line["health_port"] for line in told if line["event"] == "started"), None)
+
+        self.port = await until(look, what=f"the operator listens:\n{self.child.output()}")
 
     @property
     def url(self) -> str:
@@ -95,7 +118,7 @@ class Operator:
         except aiohttp.ClientConnectionError:
             return 0, ""
 
-    async def leading(self, *, seconds: float = 90) -> None:
+    async def leading(self, *, seconds: float = 120) -> None:
         """Wait until it leads."""
 
         async def look() -> bool:
@@ -128,7 +151,7 @@ class Operator:
         async def look() -> bool:
             return await self.turns() >= wanted
 
-        await until(look, what=f"{number} more reconciles", seconds=60)
+        await until(look, what=f"{number} more reconciles", seconds=120)
 
 
 class Operators:
@@ -148,7 +171,7 @@ class Operators:
         self, *, everywhere: bool = False, leads: bool = True, also: Sequence[str] = ()
     ) -> Operator:
         """Start one that looks after the test's namespace (and those in `also`), or after all of them."""
-        port = free_port()
+        name = f"operator-{next(_NUMBERS)}"
         child = Child(
             [
                 sys.executable,
@@ -157,15 +180,16 @@ class Operators:
                 "run",
                 f"--kubeconfig={self._kubeconfig}",
                 "--health-host=127.0.0.1",
-                f"--health-port={port}",
+                "--health-port=0",
                 "--log-level=debug",
                 *(f"--namespace={name}" for name in ([] if everywhere else [self._namespace, *also])),
             ],
-            log=self._folder / f"operator-{port}.log",
-            environ={**os.environ, "POD_NAME": f"operator-{port}", "POD_NAMESPACE": self._own_namespace},
+            log=self._folder / f"{name}.log",
+            environ={**os.environ, "POD_NAME": name, "POD_NAMESPACE": self._own_namespace},
         )
-        operator = Operator(child, port)
+        operator = Operator(child)
         self.running.append(operator)
+        await operator.started()
         if leads:
             await operator.leading()
         return operator
@@ -176,6 +200,15 @@ class Operators:
 
     def output(self) -> str:
         return "\n\n".join(operator.child.output() for operator in self.running)
+
+
+def audited(path: Path, since: int) -> list[dict[str, Any]]:
+    """What is in the API server's record after `since`, in whole lines: it may be writing one."""
+    with path.open("rb") as file:
+        file.seek(max(0, since - 1))
+        found = file.read()
+    begin = found.find(b"\n") + 1 if since else 0
+    return [json.loads(line) for line in found[begin : found.rfind(b"\n") + 1].splitlines()]
 
 
 class AuditLog:
@@ -191,13 +224,9 @@ class AuditLog:
 
     def requests(self, since: int) -> list[dict[str, Any]]:
         """The operator's requests about the test's namespace after `since`."""
-        with self._path.open("rb") as file:
-            file.seek(since)
-            lines = file.read().split(b"\n")
-        entries = [json.loads(line) for line in lines if line.endswith(b"}")]
         return [
             entry
-            for entry in entries
+            for entry in audited(self._path, since)
             if entry.get("user", {}).get("username") == USER
             and entry.get("objectRef", {}).get("namespace") == self._namespace
         ]

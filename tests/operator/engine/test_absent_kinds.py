@@ -89,7 +89,7 @@ async def test_it_is_absent_not_blind_until_it_comes_and_again_when_it_goes(
         async def asked_again() -> bool:
             return api.lists >= 3
 
-        await until(asked_again, what="asked again and again", seconds=30)
+        await until(asked_again, what="asked again and again")
         assert store.absent("ns") == {"PodMonitor"}
         assert store.blind("ns") == {}
         assert watch_up() == {}
@@ -99,7 +99,7 @@ async def test_it_is_absent_not_blind_until_it_comes_and_again_when_it_goes(
         async def there() -> bool:
             return store.absent("ns") == frozenset() and ("ns", "tables") in store.clusters()
 
-        await until(there, what="its objects are seen", seconds=30)
+        await until(there, what="its objects are seen")
         assert watch_up() == {"": 1}
 
         changed.clear()
@@ -108,7 +108,7 @@ async def test_it_is_absent_not_blind_until_it_comes_and_again_when_it_goes(
         async def absent() -> bool:
             return store.absent("ns") == {"PodMonitor"}
 
-        await until(absent, what="it is gone", seconds=30)
+        await until(absent, what="it is gone")
         assert not list(store.of_cluster(("ns", "tables"))), "its objects went with it"
         assert watch_up() == {}
         assert not task.done()

@@ -20,6 +20,7 @@ from tableforge_operator import api
 from tableforge_operator.api.crd import FILE
 from tableforge_operator.decide import resources
 from tableforge_operator.kube import CLUSTERS, ApiError, InvalidError, Kube, _as_yaml, resource_of
+from tests.operator.engine.operators import PatientKube
 
 pytestmark = pytest.mark.cluster
 
@@ -127,7 +128,7 @@ def drawn(number: int, begin: int) -> list[dict[str, Any]]:
 
 @pytest.fixture
 async def kube(installed: Devcluster) -> AsyncIterator[Kube]:
-    async with await Kube.connect(installed.kubeconfig, calls_per_second=10_000) as kube:
+    async with await PatientKube.connect(installed.kubeconfig, calls_per_second=10_000) as kube:
         yield kube
 
 

@@ -72,7 +72,7 @@ async def test_a_killed_api_server_costs_no_write_and_hides_no_change(
     audit = AuditLog(own.audit_log, NAMESPACE)
     async with await Kube.connect(own.kubeconfig) as kube:
         await kube.apply(external(NAMESPACE, replicas=2), field_manager="user", force=True)
-        await until_condition(kube, NAMESPACE, "Ready", "False", "RollingOut", seconds=60)
+        await until_condition(kube, NAMESPACE, "Ready", "False", "RollingOut")
         await still(operators, audit)
         known = versions(await children(kube, NAMESPACE))
     # twice: what was resumed once must be resumable again

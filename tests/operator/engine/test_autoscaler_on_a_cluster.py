@@ -13,7 +13,7 @@ import pytest
 
 from devcluster.cluster import Devcluster
 from tableforge_operator.kube import CLUSTERS, Kube, Object, resource_of
-from tests.operator.engine.clusters import events, external, find, until_condition
+from tests.operator.engine.clusters import events, external, find, settled, until_condition
 from tests.operator.engine.mortal import life
 from tests.operator.engine.operators import AuditLog, Operators, kubectl, until
 from tests.operator.engine.pods import Instance, fleet, pods_of, set_pod
@@ -21,7 +21,7 @@ from tests.operator.engine.pods import Instance, fleet, pods_of, set_pod
 pytestmark = pytest.mark.cluster
 
 DEPLOYMENTS = resource_of("apps/v1", "Deployment")
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 AUTOSCALED: dict[str, Any] = {
     "autoscaling": {"enabled": True, "maxReplicas": 6},
     "loadBalancing": {"scaleUpCooldown": "1s", "scaleDownCooldown": "1s"},
@@ -49,9 +49,11 @@ class Sizes:
             await asyncio.gather(task, return_exceptions=True)
 
     async def _watch(self, version: str) -> None:
-        async for event in self._kube.watch(DEPLOYMENTS, self._namespace, resource_version=version):
-            if event.type != "BOOKMARK":
-                self._take(event.object)
+        while True:  # one that is silent for long ends
+            async for event in self._kube.watch(DEPLOYMENTS, self._namespace, resource_version=version):
+                version = event.object["metadata"]["resourceVersion"]
+                if event.type != "BOOKMARK":
+                    self._take(event.object)
 
     def _take(self, obj: Object) -> None:
         size = obj["spec"]["replicas"]
@@ -177,6 +179,7 @@ async def test_a_cluster_that_is_autoscaled_from_the_start_starts_at_its_lower_l
         )
         await sizes.become(4, 0, 4)
     await until_handed_over(kube, namespace)
+    await settled(kube, namespace, operator, audit)
     # What is as it should be costs no write, though the autoscaler's status comes again and again.
     async with operator.turning(3):
         position = audit.position()
@@ -238,7 +241,12 @@ async def test_connections_move_the_lower_limit_and_the_emptiest_instance_goes(
             for found in await pods_of(kube, namespace, "dataplane")
         }
         assert marked == {name: {60: "11", 0: "0", 7: "6"}[load] for name, load in loads.items()}
-        writes = of_children(audit, position)
+
+        async def recorded() -> list[str] | None:
+            writes = of_children(audit, position)
+            return writes if "patch horizontalpodautoscalers/tables" in writes else None
+
+        writes = await until(recorded, what="the API server's record says so too")
         assert sorted(writes[:3]) == sorted(f"patch pods/{name}" for name in loads), (
             "before the limit is lowered"
         )

@@ -58,7 +58,7 @@ async def until_status(kube: Kube, namespace: str, **wanted: Any) -> Object:
         status = (await kube.get(CLUSTERS, namespace, "tables"))["status"].get("rebalance") or {}
         return status if all(status.get(name) == value for name, value in wanted.items()) else None
 
-    return await until(look, what=f"the status says {wanted}", seconds=90)
+    return await until(look, what=f"the status says {wanted}")
 
 
 async def told(kube: Kube, namespace: str) -> list[str]:
@@ -96,7 +96,7 @@ async def test_on_request_a_hot_instance_sends_clients_elsewhere_and_takes_new_o
         async def evened() -> bool:
             return max(loads(instance)) - min(loads(instance)) < 0.3 * 450
 
-        await until(evened, what="load is even", seconds=90)
+        await until(evened, what="load is even")
         status = await until_status(kube, namespace, phase="Idle", lastRequest="now", movesDone=1)
         assert (status["movesPlanned"], status["movesFailed"]) == (1, 0)
         assert status["spreadBefore"] > 1
@@ -107,7 +107,7 @@ async def test_on_request_a_hot_instance_sends_clients_elsewhere_and_takes_new_o
         async def open_again() -> bool:
             return await label(kube, namespace, hot) == ("true", None)
 
-        await until(open_again, what="it takes clients again", seconds=60)
+        await until(open_again, what="it takes clients again")
         found = await told(kube, namespace)
         assert found.count("RebalanceStarted") == found.count("RebalanceFinished") == 1
 
@@ -138,7 +138,7 @@ async def test_switched_off_in_the_middle_of_a_plan_it_stops_and_lets_everybody_
         async def asked() -> bool:
             return any(isinstance(command, Shed) for command in instance.commands)
 
-        await until(asked, what="it is asked to shed", seconds=90)
+        await until(asked, what="it is asked to shed")
         assert await label(kube, namespace, hot) == ("false", "true")
         await until_status(kube, namespace, phase="Rebalancing")
         off = {"spec": {"clustering": {"enableLoadRebalancing": False}}}
@@ -147,7 +147,7 @@ async def test_switched_off_in_the_middle_of_a_plan_it_stops_and_lets_everybody_
         async def stopped() -> bool:
             return any(isinstance(command, Shed) and not command.connections for command in instance.commands)
 
-        await until(stopped, what="it is told to stop", seconds=60)
+        await until(stopped, what="it is told to stop")
         await until_status(kube, namespace, phase="Stopped", movesFailed=1)
         await until_condition(kube, namespace, "Balanced", "Unknown", "Disabled")
 
@@ -163,7 +163,7 @@ async def test_switched_off_in_the_middle_of_a_plan_it_stops_and_lets_everybody_
                 and not record.cordoned
             )
 
-        await until(open_again, what="it takes clients again", seconds=60)
+        await until(open_again, what="it takes clients again")
         assert "RebalanceStopped" in await told(kube, namespace)
 
 
@@ -184,7 +184,12 @@ async def test_an_operator_that_starts_in_the_middle_takes_back_the_cordons_of_a
         async def closed() -> bool:
             return await label(kube, namespace, hot) == ("false", "true")
 
-        await until(closed, what="it takes no new clients", seconds=60)
+        await until(closed, what="it takes no new clients")
+
+        async def ordered() -> bool:
+            return bool(instance.commands)
+
+        await until(ordered, what="the instances are told")
         await operator.child.stop()
         fence = max(command.fence for command in instance.commands)
         await operators()
@@ -192,12 +197,12 @@ async def test_an_operator_that_starts_in_the_middle_takes_back_the_cordons_of_a
         async def open_again() -> bool:
             return await label(kube, namespace, hot) == ("true", None)
 
-        await until(open_again, what="it takes clients again", seconds=60)
+        await until(open_again, what="it takes clients again")
 
         async def told_so() -> bool:
             return instance.commands[-1].fence > fence
 
-        await until(told_so, what="the instance is told, by the new reign", seconds=60)
+        await until(told_so, what="the instance is told, by the new reign")
         await until_status(kube, namespace, lastRequest="now")
 
 

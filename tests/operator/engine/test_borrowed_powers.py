@@ -17,7 +17,7 @@ from devcluster.cluster import Devcluster
 from tableforge_operator.decide.findings import MESSAGE_LIMIT
 from tableforge_operator.kube import EVENTS, InvalidError, Kube, resource_of
 from tests.operator.engine.clusters import condition, created, events, external, find, manifest
-from tests.operator.engine.operators import SYSTEM_NAMESPACE, USER, Operators, kubectl, until
+from tests.operator.engine.operators import SYSTEM_NAMESPACE, USER, Operators, audited, kubectl, until
 from tests.operator.engine.pods import pods_of, set_pod
 
 pytestmark = pytest.mark.cluster
@@ -85,12 +85,9 @@ async def test_no_host_or_address_in_a_spec_is_dialled_and_no_secret_is_read(
             return listener.connections == 1
 
         await until(counted, what="a connection is counted")
-    with installed.audit_log.open("rb") as file:
-        file.seek(since)
-        asked = [json.loads(line) for line in file.read().split(b"\n") if line.endswith(b"}")]
     read = [
         (entry["objectRef"].get("namespace"), entry["objectRef"].get("name"))
-        for entry in asked
+        for entry in audited(installed.audit_log, since)
         if entry["user"]["username"] == USER
         and entry.get("objectRef", {}).get("resource") == "secrets"
         and entry["verb"] != "create"
@@ -144,7 +141,7 @@ async def test_what_pods_say_of_themselves_forges_no_line_and_fills_nothing(
     async def instance() -> list[Any]:
         return await pods_of(kube, namespace, "dataplane")
 
-    (pod,) = await until(instance, what="the pod is there", seconds=60)
+    (pod,) = await until(instance, what="the pod is there")
     ended = {"exitCode": 1, "message": HOSTILE, "reason": "Error"}
     status = {
         "name": "dataplane",
@@ -161,14 +158,15 @@ async def test_what_pods_say_of_themselves_forges_no_line_and_fills_nothing(
         message: str = (await condition(kube, namespace, "Ready")).get("message", "")
         return message if "keeps stopping" in message else None
 
-    message = await until(told, what="the pod's message is in the status", seconds=60)
+    message = await until(told, what="the pod's message is in the status")
     assert len(message) <= MESSAGE_LIMIT
     assert message.isprintable()
     assert "{{ .Values.x }} $(POD_IP) %s" in message, "as it is, and nothing expands it"
     for _, text in await events(kube, namespace):
         assert text.isprintable()
         assert len(text) <= 1024
-    for line in operator.child.log.read_text().splitlines():
+    whole, _, _ = operator.child.log.read_text().rpartition("\n")  # it is being written
+    for line in whole.splitlines():
         assert json.loads(line)["event"] != "forged", "one object a line, whatever is in it"
 
 

@@ -18,7 +18,7 @@ def run(*arguments: str, **environ: str) -> "subprocess.CompletedProcess[str]":
         [sys.executable, "-m", "tableforge_operator", *arguments],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
         env={**kept, **environ},
     )

@@ -71,7 +71,7 @@ async def test_a_cordon_and_a_weight_from_the_annotation_to_the_instance_and_bac
         async def closed() -> bool:
             return await record(instance, name) == (True, 250)
 
-        await until(closed, what="the instance is told", seconds=60)
+        await until(closed, what="the instance is told")
         assert await label(kube, one, "tableforge.io/accepting") == "false"
         assert await label(kube, two, "tableforge.io/accepting") == "true"
         (command,) = [found for found in instance.commands if isinstance(found, Orders)]
@@ -89,7 +89,7 @@ async def test_a_cordon_and_a_weight_from_the_annotation_to_the_instance_and_bac
                 for reason, message in await events(kube, namespace)
             )
 
-        await until(told, what="an Event tells of the annotation", seconds=60)
+        await until(told, what="an Event tells of the annotation")
         ready = await until_condition(kube, namespace, "Ready", "True")
         assert 'is "perhaps", which is passed over: write "true" or "false"' in ready["message"]
 
@@ -98,7 +98,7 @@ async def test_a_cordon_and_a_weight_from_the_annotation_to_the_instance_and_bac
         async def open_again() -> bool:
             return await record(instance, name) == (False, 100)
 
-        await until(open_again, what="the instance is told again", seconds=60)
+        await until(open_again, what="the instance is told again")
         assert await label(kube, one, "tableforge.io/accepting") == "true"
 
 
@@ -112,7 +112,7 @@ async def test_a_label_changed_by_hand_is_set_back(kube: Kube, namespace: str, o
     async def mended() -> bool:
         return await label(kube, pod, "tableforge.io/accepting") == "true"
 
-    await until(mended, what="it is set back", seconds=60)
+    await until(mended, what="it is set back")
 
 
 async def test_an_instance_whose_pod_is_gone_is_forgotten_and_no_other(
@@ -137,7 +137,7 @@ async def test_an_instance_whose_pod_is_gone_is_forgotten_and_no_other(
         async def forgotten() -> bool:
             return any(isinstance(command, Forget) for command in instance.commands)
 
-        await until(forgotten, what="it is to be forgotten", seconds=60)
+        await until(forgotten, what="it is to be forgotten")
         commands = [command for command in instance.commands if isinstance(command, Forget)]
         assert [command.instances for command in commands] == [["gone"]]
 
@@ -157,7 +157,7 @@ async def test_an_order_that_a_later_operator_has_overtaken_is_given_anew_by_who
         async def taken() -> bool:
             return bool(instance.commands)
 
-        await until(taken, what="the order is taken", seconds=60)
+        await until(taken, what="the order is taken")
         assert instance.fence > 1000
 
 
@@ -182,8 +182,13 @@ async def test_after_an_upgrade_pods_are_labelled_before_the_service_asks_for_it
         service = await kube.get(SERVICE, namespace, name)
         return service["spec"]["selector"].get("tableforge.io/accepting") == "true"
 
-    await until(asks, what="the Service asks for the label", seconds=60)
-    writes = audit.writes(start)
+    await until(asks, what="the Service asks for the label")
+
+    async def recorded() -> list[str] | None:
+        writes = audit.writes(start)
+        return writes if f"patch services/{name}" in writes else None
+
+    writes = await until(recorded, what="the API server's record says so too")
     asked = writes.index(f"patch services/{name}")
     for pod in pods:
         assert writes.index(f"patch pods/{pod['metadata']['name']}") < asked

@@ -19,7 +19,7 @@ from tableforge_operator.observe.reflector import LABEL_SELECTOR
 from tests.operator.engine.clusters import ENVIRONMENT, condition, external, find, manifest, until_condition
 from tests.operator.engine.differences import differences
 from tests.operator.engine.mortal import Life, MortalKube, life
-from tests.operator.engine.operators import kubectl, until
+from tests.operator.engine.operators import PatientKube, kubectl, until
 from tests.operator.engine.pods import Instance, fleet, pods_of, set_pod
 
 pytestmark = pytest.mark.cluster
@@ -39,7 +39,7 @@ CHANGE: dict[str, Any] = {
 
 @pytest.fixture
 async def kube(installed: Devcluster) -> AsyncIterator[Kube]:
-    async with await Kube.connect(installed.kubeconfig, calls_per_second=10_000) as kube:
+    async with await PatientKube.connect(installed.kubeconfig, calls_per_second=10_000) as kube:
         yield kube
 
 
@@ -127,7 +127,7 @@ async def picture(kube: Kube, namespace: str) -> dict[str, Any]:
         if obj["metadata"]["name"].startswith(ENVIRONMENT) and obj["metadata"]["name"] not in named:
             # Of earlier: it is there as long as a ReplicaSet is, which who dies early never made.
             continue
-        annotations = obj["metadata"].get("annotations") or {}
+        annotations = obj["metadata"].setdefault("annotations", {})
         annotations.pop("deployment.kubernetes.io/revision", None)
         if obj["kind"] == "Secret":
             obj["data"] = sorted(obj["data"])
@@ -219,7 +219,7 @@ async def rollout(worlds: Worlds, namespace: str, point: int) -> Run:
     async with Instance(address).serving() as instance, pods_become_ready(kube, namespace, address):
         instance.fleet = fleet()
         async with life(worlds.kubeconfig, namespace) as operator:
-            await until_condition(kube, namespace, "Ready", "True", seconds=90)
+            await until_condition(kube, namespace, "Ready", "True")
             await operator.idle()
             before = len(operator.kube.writes)
             if point:
@@ -233,11 +233,11 @@ async def rollout(worlds: Worlds, namespace: str, point: int) -> Run:
             async def done() -> bool:
                 return operator.kube.dead or await over()
 
-            await until(done, what="the rollout's end, or the operator's", seconds=120)
+            await until(done, what="the rollout's end, or the operator's")
             lives = await operator.idle()
             writes = len(operator.kube.writes) - before
         async with life(worlds.kubeconfig, namespace) as operator:
-            await until(over, what="the rollout's end", seconds=120)
+            await until(over, what="the rollout's end")
             await operator.idle()
             return Run(await picture(kube, namespace), writes, not lives)
 
@@ -301,7 +301,7 @@ async def deletion(worlds: Worlds, namespace: str, point: int) -> None:
         if point % 2:
             await operator.over()
         else:
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(120):
                 await deleted.wait()
             await _forgotten(operator, (namespace, "tables"))
     async with life(worlds.kubeconfig, namespace) as operator:
@@ -319,7 +319,7 @@ async def _forgotten(operator: Life, key: tuple[str, str]) -> None:
     async def look() -> bool:
         return not operator.reconciler._clusters
 
-    await until(look, what="the cluster is forgotten", seconds=60)
+    await until(look, what="the cluster is forgotten")
 
 
 async def test_a_cluster_deleted_at_any_point_of_its_creation_leaves_nothing(worlds: Worlds) -> None:
@@ -332,4 +332,4 @@ async def test_a_cluster_deleted_at_any_point_of_its_creation_leaves_nothing(wor
         return True
 
     # The garbage collector learns of a new CRD within 30 seconds, and deletes nothing of its before.
-    await until(look, what="all children are gone", seconds=120)
+    await until(look, what="all children are gone", seconds=300)

@@ -7,7 +7,15 @@ import pytest
 
 from devcluster.cluster import Devcluster
 from tableforge_operator.kube import CLUSTERS, SECRETS, Kube, Object, resource_of
-from tests.operator.engine.clusters import created, events, external, manifest, until_condition
+from tests.operator.engine.clusters import (
+    created,
+    events,
+    external,
+    look_again,
+    manifest,
+    settled,
+    until_condition,
+)
 from tests.operator.engine.operators import AuditLog, Operators, kubectl, until
 from tests.operator.engine.pods import AWAY, Instance, fleet, health, pods_of, set_pod
 
@@ -105,7 +113,7 @@ async def test_redis_deleted_secret_is_there_again_once_its_absence_shows(
         before = await until(secret, what="Redis's Secret")
         await kube.delete(SECRETS, namespace, before["metadata"]["name"], uid=before["metadata"]["uid"])
         instance.fleet = fleet(names=[pod["metadata"]["name"]], redis=AWAY)
-        after = await until(secret, what="it is there again", seconds=60)
+        after = await until(secret, what="it is there again")
     assert after["metadata"]["name"] == before["metadata"]["name"]
     assert after["data"] == before["data"], "the same password"
 
@@ -154,11 +162,7 @@ async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(
         await set_pod(kube, pod, address=address, ready=True)
         await until_condition(kube, namespace, "Ready", "True")
 
-        async def told() -> bool:
-            reasons = {reason for reason, _ in await events(kube, namespace)}
-            return reasons >= {"Ready", "RedisConnected"}
-
-        await until(told, what="the Events, which follow the status one by one, are there")
+        await settled(kube, namespace, operator, audit)
         start = audit.position()
         asked = len(instance.fleet_keys)
         instance.fleet = fleet(names=names, connections=104, rooms=3)  # within 5 %
@@ -169,9 +173,7 @@ async def test_an_unchanged_fleet_costs_no_write_and_counters_are_patient(
         await until(asked_again, what="the fleet is asked again")
         async with operator.turning():
             # The turn that asked is over once another one is.
-            body = {**external(namespace), "spec": {}}
-            body["metadata"] = {**body["metadata"], "labels": {"touched": "1"}}
-            await kube.apply(body, field_manager="toucher", force=True)
+            await look_again(kube, namespace)
         assert audit.writes(start) == []
 
 

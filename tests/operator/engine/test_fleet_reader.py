@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import random
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
 
@@ -42,6 +41,13 @@ async def reader() -> AsyncIterator[FleetReader]:
     reader = FleetReader(rng=random.Random(3))
     yield reader
     await reader.close()
+
+
+@pytest.fixture(autouse=True)
+def _patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An instance that is to answer has the time for it on a busy machine, too."""
+    for limit in ("FLEET", "HEALTH", "COMMAND"):
+        monkeypatch.setattr(reading, f"{limit}_TIMEOUT_SECONDS", 60.0)
 
 
 @contextlib.asynccontextmanager
@@ -160,11 +166,16 @@ async def bomb(_: web.Request) -> web.StreamResponse:
 async def test_a_hostile_answer_is_no_answer(
     reader: FleetReader, handler: Handler, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "FLEET_TIMEOUT_SECONDS", 1.0)
-    address = loopback()
+    address, get = loopback(), reader._get
+
+    async def impatient(url: str, *given: Any, timeout_seconds: float, **more: Any) -> Any:
+        # Who is honest has all the time that a busy machine takes.
+        seconds = 1.0 if f"//{address}:" in url else timeout_seconds
+        return await get(url, *given, timeout_seconds=seconds, **more)
+
+    monkeypatch.setattr(reader, "_get", impatient)
     async with answering(handler, address), Instance(loopback()).serving() as honest:
         honest.fleet = fleet(connections=5)
-        started = time.monotonic()
         alone = await read(reader, address)
         assert alone.fleet is None
         (failure,) = alone.failures
@@ -172,7 +183,6 @@ async def test_a_hostile_answer_is_no_answer(
         assert len(failure) < 1200
         for _ in range(2):
             assert (await read(reader, address, honest.address)).fleet == honest.fleet
-        assert time.monotonic() - started < 60
 
 
 async def test_texts_are_kept_as_far_as_anybody_reads_them(reader: FleetReader) -> None:

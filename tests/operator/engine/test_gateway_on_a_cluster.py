@@ -10,7 +10,15 @@ import pytest
 
 from devcluster.cluster import Devcluster
 from tableforge_operator.kube import CLUSTERS, PODS, Kube, Object
-from tests.operator.engine.clusters import created, events, external, find, until_condition
+from tests.operator.engine.clusters import (
+    created,
+    events,
+    external,
+    find,
+    look_again,
+    settled,
+    until_condition,
+)
 from tests.operator.engine.gateways import ROUTED, ROUTES, install_kinds, remove_kinds, say, word
 from tests.operator.engine.operators import AuditLog, Operators, until
 from tests.operator.engine.pods import Instance, fleet, set_pod
@@ -29,7 +37,7 @@ async def route(kube: Kube, namespace: str, name: str) -> Object:
     async def look() -> Object | None:
         return await find(kube, ROUTES.api_version, ROUTES.kind, namespace, name)
 
-    return await until(look, what=f"HTTPRoute {name}", seconds=60)
+    return await until(look, what=f"HTTPRoute {name}")
 
 
 def address_of(instance: Instance, name: str) -> str | None:
@@ -42,7 +50,7 @@ async def until_address(instance: Instance, name: str, address: str | None) -> N
     async def look() -> bool:
         return address_of(instance, name) == address
 
-    await until(look, what=f"{name} has been told {address}", seconds=60)
+    await until(look, what=f"{name} has been told {address}")
 
 
 async def test_from_a_cluster_without_the_gateway_api_to_routed_instances_and_back(
@@ -78,12 +86,11 @@ async def test_from_a_cluster_without_the_gateway_api_to_routed_instances_and_ba
         await say(kube, await route(kube, namespace, other))
         await until_address(instance, other, f"/i/{other}/ws")
 
-        async with operator.turning(2):
-            pass
-        start, count = audit.position(), len(instance.commands)
-        async with operator.turning(2):
-            pass
-        assert audit.writes(start) == []
+        await settled(kube, namespace, operator, audit)
+        count = len(instance.commands)
+        for _ in range(2):
+            async with operator.turning():
+                await look_again(kube, namespace)
         assert len(instance.commands) == count, "nothing is said twice"
 
         refusal = word(
@@ -112,7 +119,7 @@ async def test_from_a_cluster_without_the_gateway_api_to_routed_instances_and_ba
         async def gone() -> bool:
             return await find(kube, ROUTES.api_version, ROUTES.kind, namespace, "tables") is None
 
-        await until(gone, what="the route of all is gone", seconds=60)
+        await until(gone, what="the route of all is gone")
         await until_address(instance, name, None)
         assert await find(kube, ROUTES.api_version, ROUTES.kind, namespace, name) is not None
     said = [message for reason, message in await events(kube, namespace) if reason == "Created"]
@@ -136,14 +143,14 @@ async def test_what_somebody_changes_or_deletes_is_mended_and_goes_with_the_pod(
         found = await find(kube, ROUTES.api_version, ROUTES.kind, namespace, name)
         return found is not None and found["spec"]["hostnames"] == ["tables.example"]
 
-    await until(mended, what="the host names are set back", seconds=60)
+    await until(mended, what="the host names are set back")
     await kube.delete(ROUTES, namespace, name, uid=leads["metadata"]["uid"])
 
     async def made_again() -> bool:
         found = await find(kube, ROUTES.api_version, ROUTES.kind, namespace, name)
         return found is not None and found["metadata"]["uid"] != leads["metadata"]["uid"]
 
-    await until(made_again, what="it is made again", seconds=60)
+    await until(made_again, what="it is made again")
     patch = {"spec": {"routing": {"gateway": {"hostnames": ["other.example"]}}}}
     await kube.merge(CLUSTERS, namespace, "tables", patch, field_manager="user")
 
@@ -153,14 +160,14 @@ async def test_what_somebody_changes_or_deletes_is_mended_and_goes_with_the_pod(
         ]
         return all(one is not None and one["spec"]["hostnames"] == ["other.example"] for one in found)
 
-    await until(follows, what="the routes follow the spec", seconds=60)
+    await until(follows, what="the routes follow the spec")
     await kube.delete(PODS, namespace, name, uid=pod["metadata"]["uid"])
 
     async def collected() -> bool:
         kinds = ((ROUTES.api_version, ROUTES.kind), ("v1", "Service"), ("v1", "Pod"))
         return [await find(kube, *kind, namespace, name) for kind in kinds] == [None] * 3
 
-    await until(collected, what="they have gone with the pod", seconds=90)
+    await until(collected, what="they have gone with the pod")
 
 
 async def test_what_belongs_to_others_is_never_taken(
@@ -179,7 +186,7 @@ async def test_what_belongs_to_others_is_never_taken(
     }
     await kube.create(theirs)
     await kube.merge(CLUSTERS, namespace, "tables", {"spec": ROUTED}, field_manager="user")
-    found = await until_condition(kube, namespace, "Stalled", "True", "NameConflict", seconds=60)
+    found = await until_condition(kube, namespace, "Stalled", "True", "NameConflict")
     assert found["message"].startswith(
         f"Service {name} exists already and belongs to nobody; it is left alone."
     )

@@ -1,4 +1,7 @@
-"""One leads, the others stand by: taken over at expiry, given away at release, given up when not renewed."""
+"""One leads, the others stand by: taken over at expiry, given away at release, given up when not renewed.
+
+That who renews is not taken over is in `test_takeover.py`, by a clock that no pause of the machine moves.
+"""
 
 import asyncio
 from collections.abc import Callable
@@ -16,15 +19,23 @@ NAME = "test-lease"
 
 @pytest.fixture
 def contender(kube: Kube, namespace: str) -> Callable[..., Leader]:
-    """A contender with short times, though not so short that a busy machine misses them: `contender("a")`."""
+    """One that looks often. Its lease lasts long enough for any machine where no other is asked for:
+    `contender("a")`.
+    """
 
-    def make(identity: str, *, kube: Kube = kube, renew_deadline_seconds: float = 2.0) -> Leader:
+    def make(
+        identity: str,
+        *,
+        kube: Kube = kube,
+        lease_seconds: float = 600.0,
+        renew_deadline_seconds: float = 300.0,
+    ) -> Leader:
         return Leader(
             kube,
             namespace=namespace,
             name=NAME,
             identity=identity,
-            lease_seconds=3.0,
+            lease_seconds=lease_seconds,
             renew_deadline_seconds=renew_deadline_seconds,
             retry_seconds=0.2,
         )
@@ -40,14 +51,14 @@ async def spec(kube: Kube, namespace: str) -> Object:
 async def test_the_second_one_waits_until_the_first_says_nothing_for_the_leases_duration(
     kube: Kube, namespace: str, contender: Callable[..., Leader]
 ) -> None:
-    one, two = contender("one", renew_deadline_seconds=5), contender("two")
+    one, two = (contender(name, lease_seconds=3.0) for name in ("one", "two"))
     await one.acquire()
     assert one.holds
     first = await spec(kube, namespace)
     assert first["holderIdentity"] == "one"
     loop = asyncio.get_running_loop()
     started = loop.time()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         await two.acquire()
     assert loop.time() - started >= 3.0
     second = await spec(kube, namespace)
@@ -58,17 +69,6 @@ async def test_the_second_one_waits_until_the_first_says_nothing_for_the_leases_
     assert not one.holds
 
 
-async def test_who_renews_is_not_taken_over(contender: Callable[..., Leader]) -> None:
-    one, two = contender("one"), contender("two")
-    await one.acquire()
-    holding = asyncio.create_task(one.hold())
-    with pytest.raises(TimeoutError):
-        async with asyncio.timeout(4.5):
-            await two.acquire()
-    assert not holding.done()
-    holding.cancel()
-
-
 async def test_a_released_lease_is_free_at_once(
     kube: Kube, namespace: str, contender: Callable[..., Leader]
 ) -> None:
@@ -76,20 +76,17 @@ async def test_a_released_lease_is_free_at_once(
     await one.acquire()
     waiting = asyncio.create_task(two.acquire())
     await asyncio.sleep(0.15)
-    loop = asyncio.get_running_loop()
-    started = loop.time()
     await one.release()
     await one.release()
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):  # the lease would have lasted ten times as long
         await waiting
-    assert loop.time() - started < 2.5
     assert (await spec(kube, namespace))["holderIdentity"] == "two"
 
 
 async def test_the_leader_gives_up_before_another_may_start_when_the_api_server_is_away(
     kube: Kube, contender: Callable[..., Leader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leader = contender("one")
+    leader = contender("one", lease_seconds=60.0, renew_deadline_seconds=2.0)
     await leader.acquire()
 
     async def away(*_: object, **__: object) -> Object:
@@ -100,13 +97,13 @@ async def test_the_leader_gives_up_before_another_may_start_when_the_api_server_
     started = loop.time()
     with pytest.raises(LeadershipLostError, match="in time"):
         await leader.hold()
-    assert loop.time() - started < 3.0
+    assert loop.time() - started < 60.0, "before the lease is over"
 
 
 async def test_the_leader_gives_up_in_time_when_calls_hang(
     kube: Kube, contender: Callable[..., Leader], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    leader = contender("one")
+    leader = contender("one", lease_seconds=60.0, renew_deadline_seconds=2.0)
     await leader.acquire()
 
     async def hang(*_: object, **__: object) -> Object:
@@ -118,7 +115,7 @@ async def test_the_leader_gives_up_in_time_when_calls_hang(
     started = loop.time()
     with pytest.raises(LeadershipLostError, match="in time"):
         await leader.hold()
-    assert loop.time() - started < 3.0
+    assert loop.time() - started < 60.0, "before the lease is over"
 
 
 async def test_of_many_contenders_one_leads(contender: Callable[..., Leader]) -> None:

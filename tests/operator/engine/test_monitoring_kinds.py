@@ -10,7 +10,7 @@ import pytest
 
 from devcluster.cluster import Devcluster
 from tableforge_operator.kube import Kube, resource_of
-from tests.operator.engine.clusters import condition, created, events, external, find
+from tests.operator.engine.clusters import condition, created, events, external, find, settled
 from tests.operator.engine.operators import REPOSITORY, AuditLog, Operator, Operators, kubectl, until
 
 pytestmark = pytest.mark.cluster
@@ -22,7 +22,7 @@ GROUP = "monitoring.coreos.com/v1"
 @pytest.fixture
 def kubeconfig(installed: Devcluster) -> Iterator[Path]:
     yield installed.kubeconfig
-    kubectl(installed.kubeconfig, "delete", "--ignore-not-found", "-f", str(CRDS))
+    kubectl(installed.kubeconfig, "delete", "--ignore-not-found", "-f", str(CRDS), most_seconds=240)
 
 
 async def test_they_come_and_go_with_their_crds_and_with_the_spec(
@@ -47,7 +47,7 @@ async def test_they_come_and_go_with_their_crds_and_with_the_spec(
     async def both() -> bool:
         return await there() == {"PodMonitor", "PrometheusRule"}
 
-    await until(both, what="both are there", seconds=90)
+    await until(both, what="both are there")
     rule = await find(kube, GROUP, "PrometheusRule", namespace, "tables")
     assert rule is not None
     assert f"{namespace}/tables" in rule["spec"]["groups"][0]["rules"][0]["annotations"]["summary"]
@@ -60,12 +60,7 @@ async def test_they_come_and_go_with_their_crds_and_with_the_spec(
         "-k",
         str(REPOSITORY / "manifests/monitoring"),
     )
-    async with operator.turning():
-        pass
-    start = audit.position()
-    async with operator.turning():
-        pass
-    assert audit.writes(start) == [], "unchanged, they cost nothing"
+    await settled(kube, namespace, operator, audit)  # unchanged, they cost nothing
 
     for kind in ("PodMonitor", "PrometheusRule"):
         found = await find(kube, GROUP, kind, namespace, "tables")
@@ -77,7 +72,7 @@ async def test_they_come_and_go_with_their_crds_and_with_the_spec(
             found = await find(kube, GROUP, kind, namespace, "tables")
             return found is not None and found["metadata"]["uid"] != uid
 
-        await until(again, what=f"the {kind} that somebody deleted is there again", seconds=60)
+        await until(again, what=f"the {kind} that somebody deleted is there again")
 
     off = {"monitoring": {"podMonitor": {"enabled": False}}}
     await kube.apply(external(namespace, **off), field_manager="user", force=True)
@@ -85,14 +80,14 @@ async def test_they_come_and_go_with_their_crds_and_with_the_spec(
     async def without_monitor() -> bool:
         return await there() == {"PrometheusRule"}
 
-    await until(without_monitor, what="the PodMonitor is gone", seconds=60)
+    await until(without_monitor, what="the PodMonitor is gone")
 
-    kubectl(kubeconfig, "delete", "-f", str(CRDS))
+    kubectl(kubeconfig, "delete", "-f", str(CRDS), most_seconds=240)
 
     async def noticed() -> bool:
         return 'resource="prometheusrules"' not in await _watch_up(operator)
 
-    await until(noticed, what="the operator knows that the kind is gone", seconds=60)
+    await until(noticed, what="the operator knows that the kind is gone")
     async with operator.turning():
         pass
     assert "NotReady" not in [reason for reason, _ in await events(kube, namespace)]

@@ -19,6 +19,7 @@ from tableforge_operator.kube import (
     resource_of,
 )
 from tableforge_operator.reconcile import WORKERS
+from tests.operator.engine.operators import until
 from tests.operator.engine.test_turns import Api, Fleets, working
 
 SERVICES = resource_of("v1", "Service")
@@ -115,11 +116,15 @@ async def test_the_depth_of_the_queue_is_of_clusters_that_no_worker_has_taken() 
     for name in names:
         api.add(name)
     # All are listed at the start, and nobody has judged any yet: they are urgent, and every worker takes one.
-    async with asyncio.timeout(30), working(api, fleets):
+    async with asyncio.timeout(60), working(api, fleets):
         for _ in range(WORKERS):
             await api.reads.acquire()
         assert metrics.REGISTRY.get_sample_value("tableforge_operator_queue_depth") == 3
         api.answering.set()
         for name in names:
             await api.has_judged(name)
-        assert metrics.REGISTRY.get_sample_value("tableforge_operator_queue_depth") == 0
+
+        async def all_taken() -> bool:
+            return metrics.REGISTRY.get_sample_value("tableforge_operator_queue_depth") == 0
+
+        await until(all_taken, what="no cluster waits for a worker")

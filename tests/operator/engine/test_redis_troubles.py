@@ -99,7 +99,7 @@ class Outside:
         """Wait until RedisReady is False for this reason, in words that name these."""
         found: dict[str, Any] = {}
         try:
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(90):
                 while found.get("reason") != reason or not all(word in found["message"] for word in words):
                     await asyncio.sleep(0.05)
                     found = self.redis_ready()
@@ -109,7 +109,7 @@ class Outside:
         assert "TABLEFORGE_" not in found["message"], "a user of the operator knows no variables"
 
     async def recovers(self) -> None:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             while self.redis_ready()["status"] != "True":  # noqa: ASYNC110  (it is asked, it doesn't tell)
                 await asyncio.sleep(0.05)
 

@@ -17,7 +17,14 @@ from devcluster.cluster import Devcluster
 from tableforge_operator.kube import CLUSTERS, Kube, resource_of
 from tests.operator.engine.clusters import find, manifest, until_condition
 from tests.operator.engine.gateways import ROUTED, ROUTES, install_kinds, remove_kinds
-from tests.operator.engine.operators import REPOSITORY, Operators, kubectl, service_account_kubeconfig, until
+from tests.operator.engine.operators import (
+    REPOSITORY,
+    Operators,
+    audited,
+    kubectl,
+    service_account_kubeconfig,
+    until,
+)
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
 
@@ -129,7 +136,8 @@ def shipped(request: pytest.FixtureRequest, installed: Devcluster, namespace: st
         here=rights(objects, "Role", namespace),
         at_home=rights(objects, "Role", system),
     )
-    kubectl(installed.kubeconfig, "delete", "--ignore-not-found", "-f", str(PROMETHEUS_OPERATOR))
+    gone = ("delete", "--ignore-not-found", "-f", str(PROMETHEUS_OPERATOR))
+    kubectl(installed.kubeconfig, *gone, most_seconds=240)
     remove_kinds(installed.kubeconfig)
     for kind in ("clusterrole", "clusterrolebinding"):
         kubectl(installed.kubeconfig, "delete", "--ignore-not-found", kind, f"tableforge-operator-{system}")
@@ -138,10 +146,7 @@ def shipped(request: pytest.FixtureRequest, installed: Devcluster, namespace: st
 
 def requests(log: Path, since: int, user: str) -> list[dict[str, Any]]:
     """What a user asked for after `since`, by the API server's own record."""
-    with log.open("rb") as file:
-        file.seek(since)
-        lines = file.read().split(b"\n")
-    entries = [json.loads(line) for line in lines if line.endswith(b"}")]
+    entries = audited(log, since)
     return [entry for entry in entries if entry["user"]["username"] == user and "objectRef" in entry]
 
 
@@ -162,7 +167,7 @@ async def test_no_right_is_missing_and_none_is_there_for_nothing(
     try:
         await operators(everywhere=bool(shipped.everywhere))
         await kube.apply(manifest(namespace, **FULL), field_manager="user", force=True)
-        await until_condition(kube, namespace, "Reconciling", "True", "RedisStarting", seconds=60)
+        await until_condition(kube, namespace, "Reconciling", "True", "RedisStarting")
         for api_version, kind, name in (
             ("autoscaling/v2", "HorizontalPodAutoscaler", "tables"),
             (ROUTES.api_version, ROUTES.kind, "tables"),
@@ -173,7 +178,7 @@ async def test_no_right_is_missing_and_none_is_there_for_nothing(
             async def there(what: tuple[str, str, str] = (api_version, kind, name)) -> bool:
                 return await find(kube, what[0], what[1], namespace, what[2]) is not None
 
-            await until(there, what=f"{kind} is there", seconds=60)
+            await until(there, what=f"{kind} is there")
         await _take_labels(kube, namespace)
         await kube.merge(CLUSTERS, namespace, "tables", {"spec": LEAN}, field_manager="user")
 
@@ -188,9 +193,7 @@ async def test_no_right_is_missing_and_none_is_there_for_nothing(
             service = await find(kube, "v1", "Service", namespace, "tables")
             return gone == [None] * 5 and service is not None and service["spec"]["ports"][0]["port"] == 4001
 
-        await until(
-            lean, what="what is not asked for is gone, and what was changed is as asked for", seconds=60
-        )
+        await until(lean, what="what is not asked for is gone, and what was changed is as asked for")
     finally:
         await operators.stop()
     asked = requests(installed.audit_log, since, shipped.user)
@@ -236,7 +239,7 @@ async def _take_labels(kube: Kube, namespace: str) -> None:
             for obj in found
         )
 
-    await until(back, what="the labels are set back", seconds=60)
+    await until(back, what="the labels are set back")
 
 
 async def test_the_overlay_for_namespaces_gives_the_operator_no_right_beyond_them() -> None:

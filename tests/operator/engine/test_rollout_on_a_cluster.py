@@ -3,13 +3,13 @@
 import pytest
 
 from tableforge_operator.kube import CLUSTERS, Kube, Object, resource_of
-from tests.operator.engine.clusters import events, external, find, until_condition
+from tests.operator.engine.clusters import events, external, find, settled, until_condition
 from tests.operator.engine.operators import AuditLog, Operators, until
 from tests.operator.engine.pods import Instance, fleet, pods_of, set_pod
 
 pytestmark = pytest.mark.cluster
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 async def deployment(kube: Kube, namespace: str, track: str) -> Object | None:
@@ -83,11 +83,7 @@ async def test_it_goes_on_under_the_next_operator_and_costs_no_write_once_it_is_
             "TrackSwitched",
             "RolloutCompleted",
         ]
-        position = audit.position()
-        async with operator.turning():
-            note = {"metadata": {"annotations": {"example.com/note": "look again"}}}
-            await kube.merge(CLUSTERS, namespace, "tables", note, field_manager="user")
-        assert audit.writes(position) == []
+        await settled(kube, namespace, operator, audit)
     now = await deployment(kube, namespace, "b")
     assert now is not None
     assert now["spec"]["replicas"] == 2

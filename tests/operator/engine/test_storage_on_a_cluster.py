@@ -10,7 +10,7 @@ from tableforge_operator.kube import CLAIMS, CLUSTERS, Kube, NotFoundError, reso
 from tests.operator.engine.clusters import find, manifest, until_condition
 from tests.operator.engine.operators import AuditLog, Operators, kubectl, until
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(180)]
+pytestmark = pytest.mark.cluster
 
 CLAIM = "data-tables-redis-0"
 
@@ -33,7 +33,7 @@ async def claim_with(kube: Kube, namespace: str, size: str) -> dict[str, Any]:
             return None
         return claim if claim.get("status", {}).get("capacity", {}).get("storage") == size else None
 
-    return await until(look, what=f"the claim has {size}", seconds=60)
+    return await until(look, what=f"the claim has {size}")
 
 
 async def status_shows(kube: Kube, namespace: str, size: str) -> None:
@@ -41,7 +41,7 @@ async def status_shows(kube: Kube, namespace: str, size: str) -> None:
         cluster = await kube.get(CLUSTERS, namespace, "tables")
         return bool(cluster.get("status", {}).get("redis", {}).get("storage") == size)
 
-    await until(look, what=f"the status shows {size}", seconds=60)
+    await until(look, what=f"the status shows {size}")
 
 
 async def test_a_claim_grows_and_nothing_else_changes(
@@ -90,7 +90,7 @@ async def test_a_class_that_does_not_expand_is_told_with_the_way_out(
         await operators()
         await status_shows(kube, namespace, "1Gi")
         await apply(installed, namespace, **sized("2Gi", storageClassName=name))
-        said = await until_condition(kube, namespace, "Stalled", "True", "StorageNotGrown", seconds=60)
+        said = await until_condition(kube, namespace, "Stalled", "True", "StorageNotGrown")
         for words in (
             f"Claim {CLAIM} cannot grow to 2Gi (spec.redis.managed.storage.size)",
             "must support resize",
@@ -104,7 +104,7 @@ async def test_a_class_that_does_not_expand_is_told_with_the_way_out(
             cluster = await kube.get(CLUSTERS, namespace, "tables")
             return "Stalled" not in {found["type"] for found in cluster["status"]["conditions"]}
 
-        await until(look, what="it is stalled no longer", seconds=60)
+        await until(look, what="it is stalled no longer")
     finally:
         kubectl(installed.kubeconfig, "delete", "storageclass", name)
 
@@ -121,7 +121,7 @@ async def test_a_claim_that_was_kept_grows_to_what_the_new_cluster_asks_for(
     async def look() -> bool:
         return await find(kube, "apps/v1", "StatefulSet", namespace, "tables-redis") is None
 
-    await until(look, what="the StatefulSet is gone", seconds=60)
+    await until(look, what="the StatefulSet is gone")
     # as an earlier version labelled it
     kubectl(installed.kubeconfig, "label", "-n", namespace, f"pvc/{CLAIM}", "app.kubernetes.io/managed-by-")
     await apply(installed, namespace, **sized("2Gi"))
@@ -148,4 +148,4 @@ async def test_eviction_and_a_lack_of_persistence_cannot_be_edited_in(
         now = await kube.get(kind, namespace, "tables-redis")
         return bool(now["data"]["redis.conf"] == right)
 
-    await until(look, what="the configuration is as it was", seconds=60)
+    await until(look, what="the configuration is as it was")

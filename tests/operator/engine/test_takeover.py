@@ -92,3 +92,17 @@ async def test_another_leads_within_fifteen_seconds_of_the_last_renewal_and_not_
     assert max(took) < PROMISED_SECONDS, took
     assert max(took) - min(took) > RETRY_SECONDS / 2, "the moments differ"
     assert min(took) > LEASE_SECONDS, took
+
+
+async def test_who_renews_is_not_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    leap(monkeypatch)
+    server = Server()
+    one, two = contender(server, "one"), contender(server, "two")
+    await one.acquire()
+    holding, waiting = asyncio.create_task(one.hold()), asyncio.create_task(two.acquire())
+    await asyncio.sleep(10 * LEASE_SECONDS)
+    assert one.holds
+    assert not holding.done()
+    assert not waiting.done()
+    for task in (holding, waiting):
+        task.cancel()

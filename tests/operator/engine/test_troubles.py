@@ -78,7 +78,7 @@ class Place:
             live = json.loads(await asyncio.to_thread(kubectl, self.config, *words))
             return set(live.get("status", {}).get("used", {})) == set(named)
 
-        await until(counted, what="the quota is counted", seconds=60)
+        await until(counted, what="the quota is counted")
 
     async def ask(self, cluster: Object) -> None:
         await self.kube.apply(cluster, field_manager="user", force=True)
@@ -102,11 +102,11 @@ class Place:
             )
 
         try:
-            await until(look, what=f"{reason}: {said}", seconds=60)
+            await until(look, what=f"{reason}: {said}")
         except AssertionError as error:
             raise AssertionError(f"{error}; but {await self.ready()}") from error
         if event:
-            await until(told, what=f"an Event {reason}: {said}", seconds=60)
+            await until(told, what=f"an Event {reason}: {said}")
 
     async def ready(self) -> dict[str, Any]:
         return await condition(self.kube, self.namespace, "Ready")
@@ -129,7 +129,7 @@ class Place:
 
         try:
             # The garbage collector learns of a new CRD within 30 seconds.
-            await until(nothing_left, what=f"nothing is left in {self.namespace}", seconds=90)
+            await until(nothing_left, what=f"nothing is left in {self.namespace}", seconds=300)
         except AssertionError as error:
             raise AssertionError(
                 f"{error}; {sorted(left)} are there, {sorted(self.stays)} should be"
@@ -141,7 +141,7 @@ class Place:
         async def there() -> bool:
             return await find(self.kube, CLAIMS.api_version, CLAIMS.kind, self.namespace, CLAIM) is not None
 
-        await until(there, what="Redis's claim", seconds=60)
+        await until(there, what="Redis's claim")
         self.stays.add((CLAIMS.kind, CLAIM))
 
 
@@ -235,15 +235,16 @@ async def a_priority_class_that_does_not_exist(place: Place) -> None:
     async def goes_on() -> bool:
         return bool(await pods_of(place.kube, place.namespace, "dataplane"))
 
-    await until(goes_on, what="corrected, it goes on", seconds=60)
+    await until(goes_on, what="corrected, it goes on")
 
 
 @case
 async def a_node_port_that_is_taken(place: Place) -> None:
-    taken = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 31999}]}
+    # In the part of the range from which the API server chooses last: nobody else's has it.
+    taken = {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30042}]}
     await place.put({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "first"}, "spec": taken})
     place.stays.add(("Service", "first"))
-    await place.ask(external(place.namespace, service={"type": "NodePort", "nodePort": 31999}))
+    await place.ask(external(place.namespace, service={"type": "NodePort", "nodePort": 30042}))
     await place.says(
         "provided port is already allocated",
         "Choose another spec.service.nodePort, or leave it out.",
@@ -295,7 +296,7 @@ async def a_policy_that_is_against_it(place: Place) -> None:
             return "balancers cost money" in str(error)
         return False
 
-    await until(in_force, what="the policy is in force", seconds=60)
+    await until(in_force, what="the policy is in force")
     await place.ask(external(place.namespace, service={"type": "LoadBalancer"}))
     await place.says(
         "balancers cost money", "change spec.service, or have it changed.", reason="PolicyDenied"
@@ -323,7 +324,7 @@ async def an_ingress_class_that_does_not_exist(place: Place) -> None:
     async def noticed() -> bool:
         return (await place.ready()).get("reason") == "RollingOut"
 
-    await until(noticed, what="the class is there, and nothing more is said of it", seconds=60)
+    await until(noticed, what="the class is there, and nothing more is said of it")
 
 
 @case
@@ -345,7 +346,7 @@ async def secrets_that_do_not_exist_one_after_another(place: Place) -> None:
     async def there() -> Object | None:
         return next(iter(await pods_of(place.kube, place.namespace, "dataplane")), None)
 
-    pod = await until(there, what="a pod", seconds=60)
+    pod = await until(there, what="a pod")
     async with Instance(place.address).serving() as instance:
         for variable, file, words in (
             ("JWT_SECRET_FILE", endpoints.JWT_SECRET_FILE, ("Secret first, ", "spec.auth.jwtSecretRef")),
@@ -382,7 +383,7 @@ async def a_storage_class_that_does_not_exist(place: Place) -> None:
     async def noticed() -> bool:
         return (await place.ready()).get("reason") == "RedisStarting"
 
-    await until(noticed, what="the class is there, and nothing more is said of it", seconds=60)
+    await until(noticed, what="the class is there, and nothing more is said of it")
     await place.keeps_its_claim()
 
 
@@ -421,7 +422,7 @@ async def a_claim_that_is_somebody_elses(place: Place) -> None:
         owners = live["metadata"].get("ownerReferences") or ()
         return [(owner["kind"], owner["name"]) for owner in owners] == [("StatefulSet", "tables-redis")]
 
-    await until(taken, what="what bears the cluster's labels is taken, and goes with it", seconds=60)
+    await until(taken, what="what bears the cluster's labels is taken, and goes with it")
 
 
 @case
@@ -432,7 +433,7 @@ async def what_a_kubelet_and_a_scheduler_say(place: Place) -> None:
     async def there() -> Object | None:
         return next(iter(await pods_of(place.kube, place.namespace, "dataplane")), None)
 
-    pod = await until(there, what="a pod", seconds=60)
+    pod = await until(there, what="a pod")
 
     async def waiting(reason: str, message: str) -> None:
         status = {

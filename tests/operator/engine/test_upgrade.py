@@ -53,7 +53,7 @@ def namespace(installed: Devcluster) -> Iterator[str]:
     """Its name is in what the configuration's hash is of."""
     kubectl(installed.kubeconfig, "create", "namespace", NAMESPACE)
     yield NAMESPACE
-    kubectl(installed.kubeconfig, "delete", "namespace", NAMESPACE, "--timeout=60s")
+    kubectl(installed.kubeconfig, "delete", "namespace", NAMESPACE, most_seconds=240)
 
 
 async def brought_back(kube: Kube, file: Path) -> list[Object]:

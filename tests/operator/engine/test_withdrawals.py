@@ -91,12 +91,12 @@ async def test_switched_off_and_on_again(
     async def gone() -> bool:
         return await find(kube, POLICY.api_version, POLICY.kind, namespace, "tables") is None
 
-    await until(gone, what="the policy is gone", seconds=60)
+    await until(gone, what="the policy is gone")
 
     async def told() -> bool:
         return "Deleted" in [reason for reason, _ in await events(kube, namespace)]
 
-    await until(told, what="an Event tells", seconds=60)
+    await until(told, what="an Event tells")
     start = audit.position()
     async with operator.turning(2):
         pass
@@ -105,4 +105,4 @@ async def test_switched_off_and_on_again(
 
     await kube.apply(external(namespace), field_manager="user", force=True)
     await created(kube, namespace)
-    await until_condition(kube, namespace, "Ready", "False", "RollingOut", seconds=60)
+    await until_condition(kube, namespace, "Ready", "False", "RollingOut")

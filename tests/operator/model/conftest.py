@@ -15,10 +15,15 @@ import yaml
 from devcluster import Devcluster
 from tableforge_operator import api
 from tableforge_operator.decide.resources import DerivedSecrets
+from tests.support.patience import be_patient
 
 ROOT = Path(__file__).parents[3]
 KUBECTL = ROOT / ".venv" / "bin" / "kubectl"
 UID = "0d1e2f30-4152-6374-8596-a7b8c9dae0f1"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    be_patient(items, Path(__file__).parent)
 
 
 @pytest.fixture
@@ -66,7 +71,7 @@ class Kubectl:
             input=stdin,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=300,
             env=self._environ,
             cwd=ROOT,
         )

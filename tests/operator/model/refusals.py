@@ -8,7 +8,7 @@ from tests.operator.model import expected
 from tests.operator.model.conftest import Kubectl
 
 AT_ONCE = 100
-"""Objects given to one kubectl, which has a minute."""
+"""Objects given to one kubectl."""
 
 
 def refusals(kubectl: Kubectl, specs: Mapping[str, dict[str, Any]]) -> dict[str, str]:

@@ -474,7 +474,7 @@ def test_a_cluster_counts_as_ready_only_once_its_generation_was_observed(kubectl
     say({"conditions": [ready]})
     assert kubectl("wait", "wsc/tables", "--for=condition=Ready", "--timeout=1s").code != 0
     say({"observedGeneration": 1})
-    kubectl.ok("wait", "wsc/tables", "--for=condition=Ready", "--timeout=10s")
+    kubectl.ok("wait", "wsc/tables", "--for=condition=Ready", "--timeout=120s")
 
 
 def test_kubectl_scales_it(kubectl):

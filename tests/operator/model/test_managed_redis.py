@@ -199,7 +199,7 @@ async def test_a_real_server_takes_the_old_and_the_new_password_and_no_other(
         environ=server_environ(binary),
     )
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (tmp_path / "socket").exists():
                 assert server.returncode is None, server.output()
                 await asyncio.sleep(0.02)
@@ -236,7 +236,7 @@ async def test_a_real_server_takes_the_configuration(cluster, secrets, tmp_path)
     )
     try:
         assert server.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while b"Ready to accept connections" not in await server.stdout.readline():
                 pass
         path = str(tmp_path / "socket")

@@ -28,7 +28,7 @@ def test_check_is_a_command():
         [sys.executable, "-m", "tableforge_operator.reference", "--check"],
         cwd=ROOT,
         capture_output=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stderr) == (0, b"")
 
