@@ -124,8 +124,8 @@ def api_server(
         f"--proxy-client-key-file={credentials.front_proxy_client.key}",
         f"--audit-policy-file={files.audit_policy}",
         f"--audit-log-path={files.audit_log}",
-        "--audit-log-maxsize=100",
-        "--audit-log-maxbackup=2",
+        "--audit-log-maxsize=500",
+        "--audit-log-maxbackup=1",
         "--profiling=false",
     ]
 

@@ -10,8 +10,6 @@ import functools
 import json
 import os
 import random
-import uuid
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import pytest
@@ -34,15 +32,6 @@ USUAL_THRESHOLD: Final = 0.3
 """`clustering.rebalanceThreshold` where nobody sets it."""
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(3600 if FULL else 500)]
-
-
-@pytest.fixture
-async def namespace(kubectl: Kubectl) -> AsyncIterator[str]:
-    """An empty namespace, whose end nobody waits for: instances take their time to leave."""
-    name = f"rebalancing-{uuid.uuid4().hex[:8]}"
-    await kubectl("create", "namespace", name)
-    yield name
-    await kubectl("delete", "namespace", name, "--wait=false")
 
 
 def manifest(**spec: Any) -> str:
