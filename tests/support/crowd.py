@@ -10,6 +10,7 @@ Where the clients are, and how often they had to reconnect, is counted at the cl
 """
 
 import asyncio
+import bisect
 import collections
 import dataclasses
 import random
@@ -19,6 +20,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Final, Self
 
 from tests.support.ledger import Again, Ledger
+from tests.support.lost_time import Lost
 
 HELD_SECONDS: Final = 0.5
 """What the cluster's bucket holds at most: what flows in during this time."""
@@ -37,6 +39,19 @@ def most_within(times: Sequence[float], seconds: float) -> int:
             first += 1
         found = max(found, last - first + 1)
     return found
+
+
+def too_many(times: Sequence[float], seconds: float, *, per_second: int, lost: Lost) -> str | None:
+    """Where more clients were sent elsewhere within so many seconds than a budget gives in them.
+
+    What they were told while their process stood still they all do once it goes on.
+    """
+    for first, began in enumerate(times):
+        within = bisect.bisect_right(times, began + seconds) - first
+        may = per_second * (seconds + HELD_SECONDS + LATE_SECONDS + lost.between(began, began + seconds))
+        if within > may:
+            return f"{within} within {seconds:g} s, {may:g} are allowed"
+    return None
 
 
 def fullest(times: Sequence[float]) -> dict[float, int]:
@@ -161,17 +176,13 @@ class Crowd:
         ]
 
     def hurried(self, *, per_second: int) -> list[str]:
-        """Where more clients were sent elsewhere at once than may be; empty where that never was.
-
-        What they were told while this process stood still they all do once it goes on.
-        """
-        found = []
-        late = LATE_SECONDS + self.ledger.stood_still_seconds
-        for seconds, most in fullest(self.sent_elsewhere()).items():
-            may = per_second * (seconds + HELD_SECONDS + late)
-            if most > may:
-                found.append(f"{most} within {seconds:g} s, {may:g} are allowed")
-        return found
+        """Where more clients were sent elsewhere at once than may be; empty where that never was."""
+        times, lost = self.sent_elsewhere(), self.ledger.lost
+        return [
+            found
+            for seconds in WINDOWS_SECONDS
+            if (found := too_many(times, seconds, per_second=per_second, lost=lost)) is not None
+        ]
 
     def judge_moves(self, *, per_second: int) -> None:
         """`judge`, and that many moved, no more than so many a second, and that a fault met some."""

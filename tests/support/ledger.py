@@ -36,12 +36,10 @@ from tableforge_client import (
     TableForgeError,
     connect,
 )
+from tests.support.lost_time import Lost
 
 SHOWN = 20
 """Findings of each kind that are described one by one."""
-
-
-PULSE_SECONDS = 0.05
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -349,8 +347,8 @@ class Ledger:
         self._stack = AsyncExitStack()
         self.again: list[Again] = []
         """The connections that members made, their first ones aside."""
-        self.stood_still_seconds = 0.0
-        """For how long this process did nothing at all, at most: who was told to move could not meanwhile."""
+        self.lost = Lost()
+        """Time in which this process stood still: who was told to move could not meanwhile."""
 
     async def __aenter__(self) -> Self:
         try:
@@ -466,8 +464,7 @@ class Ledger:
         return self.book.check()
 
     async def _enter(self) -> None:
-        pulse = asyncio.create_task(self._feel_the_pulse())
-        self._stack.push_async_callback(_end, pulse)
+        self._stack.push_async_callback(_end, asyncio.create_task(self.lost.count()))
         for name in self.book.members:
             member = _Member(name, connect(self._url, on_state=self._observer(name), **self._client_options))
             self._members.append(member)
@@ -481,12 +478,6 @@ class Ledger:
             for name, room in member.rooms.items():
                 listening = asyncio.create_task(self._listen(member, name, room))
                 self._stack.push_async_callback(_end, listening)
-
-    async def _feel_the_pulse(self) -> None:
-        while True:
-            due = time.monotonic() + PULSE_SECONDS
-            await asyncio.sleep(PULSE_SECONDS)
-            self.stood_still_seconds = max(self.stood_still_seconds, time.monotonic() - due)
 
     def _observer(self, name: str) -> Any:
         last: State | None = None

@@ -339,7 +339,7 @@ async def test_without_protection_nobody_has_to_wait(
 async def test_a_handshake_takes_no_longer_than_it_may(
     redis_server: RedisServer, instances: Instances, peers: Peers
 ) -> None:
-    (one,) = await instances(redis_server)
+    (one,) = await instances(redis_server, security={"handshake_timeout_seconds": 60.0})
     ada = await peers(one)
     one.handshake_timeout_seconds = 0.5
     began = asyncio.get_running_loop().time()

@@ -64,7 +64,8 @@ async def test_who_misses_the_failover_timeout_loses_its_homes_to_the_others(
             set((agreed(ROOMS, two, three) or {"": "instance-1"}).values()) <= {"instance-2", "instance-3"}
         )
     )
-    await changes.wait()
+    async with asyncio.timeout(60):
+        await changes.wait()
     await until(lambda: two.homes.address_of("instance-3") == "/i/instance-3/ws")
     await eventually(lambda: _none(ghosts(look, "instance-1")))
     assert await consistent(look) == agreed(ROOMS, two, three)

@@ -14,8 +14,9 @@ import msgspec
 from tableforge_dataplane.contract.endpoints import FLEET_COMMANDS_PATH
 from tableforge_dataplane.contract.fleet import FleetAnswer, FleetCommand, Move, RoomMove
 from tests.dataplane.homes.directories import KEYS, WHOLE_DIRECTORY, Directories
-from tests.dataplane.path.instances import Lost, Peer, Peers, lost_time, until
+from tests.dataplane.path.instances import Peer, Peers, until
 from tests.support.ledger import Ledger
+from tests.support.lost_time import Lost, lost_time
 from tests.support.processes import DataplaneFleet, DataplaneProcess
 from tests.support.redis import RedisServer
 from tests.support.redis_cluster import eventually

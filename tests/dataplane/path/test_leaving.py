@@ -9,7 +9,8 @@ import pytest
 from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from tableforge_dataplane import server
-from tests.dataplane.path.instances import Instances, Peer, Peers, lost_time, until
+from tests.dataplane.path.instances import Instances, Peer, Peers, until
+from tests.support.lost_time import lost_time
 from tests.support.processes import DataplaneFleet
 from tests.support.redis import RedisServer
 

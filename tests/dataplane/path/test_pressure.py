@@ -131,7 +131,7 @@ async def test_memory_that_fills_with_slow_consumers_is_taken_back_from_them(
 async def test_a_process_that_gets_no_time_refuses_and_comes_back(
     redis_server: RedisServer, dataplane: DataplaneFleet, peers: Peers
 ) -> None:
-    (process,) = await dataplane(redis_server, 1)
+    (process,) = await dataplane(redis_server, 1, TABLEFORGE_MONITORING_LOOP_LAG_THRESHOLD="250")
     ada = await peers(process)  # type: ignore[arg-type]
     await ada.join("lobby")
     # stopped for most of the time, as a process is that has to share its core with too many

@@ -14,7 +14,7 @@ import pytest
 from devcluster.cluster import Devcluster
 from tableforge_operator.decide.leftovers import named_by
 from tableforge_operator.decide.resources import OPTIONAL_KINDS, OWNED_KINDS
-from tableforge_operator.kube import CLUSTERS, Kube, Object, resource_of
+from tableforge_operator.kube import CLUSTERS, ConflictError, Kube, NotFoundError, Object, resource_of
 from tableforge_operator.observe.reflector import LABEL_SELECTOR
 from tests.operator.engine.clusters import ENVIRONMENT, condition, external, find, manifest, until_condition
 from tests.operator.engine.differences import differences
@@ -251,7 +251,8 @@ async def pods_become_ready(kube: Kube, namespace: str, address: str) -> AsyncIt
         while True:
             for pod in await pods_of(kube, namespace, "dataplane"):
                 if pod["metadata"]["uid"] not in known:
-                    await set_pod(kube, pod, address=address, ready=True)
+                    with contextlib.suppress(ConflictError, NotFoundError):  # it has gone meanwhile
+                        await set_pod(kube, pod, address=address, ready=True)
                     known.add(pod["metadata"]["uid"])
             await asyncio.sleep(0.2)
 
