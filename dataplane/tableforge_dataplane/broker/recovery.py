@@ -84,7 +84,10 @@ class Commands:
         self._out.clear()
         expected, self._expected = self._expected, deque()
         for callback in expected:
-            callback(None)
+            try:
+                callback(None)
+            except Exception as error:  # noqa: BLE001  (or those after it would never hear)
+                _log.error("callback_failed", error)
 
     def _write(self) -> None:
         if self._connection is not None and self._out:

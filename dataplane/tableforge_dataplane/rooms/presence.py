@@ -238,7 +238,6 @@ class Presence:
 
     def _read(self, room: str) -> None:
         callbacks = self._asked.pop(room)
-        self._reading.add(room)
         here = self._rooms.get(room)
         address = here.address if here is not None else self._address(room)
         if here is not None:
@@ -264,6 +263,7 @@ class Presence:
                 if room in self._asked:
                     self._loop.call_soon(self._read, room)
 
+        self._reading.add(room)
         self._store.read(address, on_presence)
 
     def _tell_and_answer(
@@ -283,7 +283,7 @@ class Presence:
                 watchers.tell()
         for callback in callbacks:
             callback(presence)
-        if watchers is not None and watchers.catch_up():
+        if watchers is not None and (watchers.catch_up() or watchers.needs_reading):
             self._watched[room] = None
 
     def _ghosts(self, presence: RoomPresence) -> list[str]:
@@ -340,6 +340,8 @@ class Presence:
             if here.watchers is not None:
                 here.watchers.lost()
                 self._watched[name] = None
+                if name in self._reading:
+                    self.ask(name, _ignore)  # what is being read may be of before
 
     async def _write_dirty(self) -> None:
         now = self._loop.time()

@@ -117,6 +117,8 @@ class Watchers:
         news = False
         for change in early:
             news |= self.take(change)
+        if len(early) >= MOST_EARLY:
+            self._in_step = False
         return news
 
     def tell(self) -> None:

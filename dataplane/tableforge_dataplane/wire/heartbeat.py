@@ -67,6 +67,8 @@ class Heartbeat:
                     continue
                 # from now on, not from the pong: an interval is what a client is told
                 self._to_ping[connection] = now + self._interval
+                if connection.heard:
+                    self._to_judge.pop(connection, None)  # its wait, longer than the interval, is over early
                 if connection not in self._to_judge:
                     connection.ping_now()
                     self._to_judge[connection] = (gone_on + self._timeout, connection.buffered_bytes())

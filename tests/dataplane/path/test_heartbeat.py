@@ -88,8 +88,10 @@ class Clock:
 
     create_task, gather = staticmethod(asyncio.create_task), staticmethod(asyncio.gather)
 
-    def __init__(self) -> None:
+    def __init__(self, late: float) -> None:
         self.now = 100.0
+        self._late = late
+        """Seconds that every sleep takes longer than it should."""
 
     def get_running_loop(self) -> "Clock":
         return self
@@ -98,16 +100,16 @@ class Clock:
         return self.now
 
     async def sleep(self, seconds: float) -> None:
-        self.now += seconds
+        self.now += seconds + self._late
         for _ in range(5):  # a pong that is there is read meanwhile
             await asyncio.sleep(0)
 
 
-@pytest.mark.parametrize("timeout", [0.1, 0.4])
+@pytest.mark.parametrize(("timeout", "late"), [(0.1, 0.0), (0.4, 0.0), (0.4, 0.02), (0.9, 0.0)])
 async def test_pings_come_once_an_interval_however_long_a_pong_may_take(
-    other: Other, monkeypatch: pytest.MonkeyPatch, timeout: float
+    other: Other, monkeypatch: pytest.MonkeyPatch, timeout: float, late: float
 ) -> None:
-    clock = Clock()
+    clock = Clock(late)
     monkeypatch.setattr(heartbeat, "asyncio", clock)
     pinged_at: list[float] = []
     ping = other.ping_now
