@@ -235,8 +235,12 @@ class Kube:
         label_selector: str = "",
         field_selector: str = "",
         timeout_seconds: float = 60.0,
+        one_page: bool = False,
     ) -> tuple[list[Object], str]:
-        """All objects, and the resource version from which a watch goes on. Reads page by page."""
+        """All objects, and the resource version from which a watch goes on. Reads page by page.
+
+        With `one_page` the first 500 at most.
+        """
         items: list[Object] = []
         query = {"limit": "500"}
         if label_selector:
@@ -250,7 +254,7 @@ class Kube:
                 kind = {"apiVersion": resource.api_version, "kind": resource.kind}
                 items += [{**kind, **item} for item in page.get("items") or ()]
                 token = page["metadata"].get("continue")
-                if not token:
+                if not token or one_page:
                     return items, page["metadata"].get("resourceVersion", "")
                 query["continue"] = token
 

@@ -328,7 +328,7 @@ class Reconciler:
 
     async def _observe_redis_pod(self, key: ClusterKey, memory: Memory) -> None:
         memory.redis_pod_refused = ""
-        for obj in self.store.of_cluster(key):
+        for obj in tuple(self.store.of_cluster(key)):
             if obj["kind"] == "StatefulSet" and _owned(obj, memory.uid) and findings.without_pod(obj):
                 memory.redis_pod_refused = await self._pod_refusals.of_stateful_set(
                     key[0], obj["metadata"]["uid"]

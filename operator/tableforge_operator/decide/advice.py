@@ -36,6 +36,16 @@ def _known(pattern: str, reason: FindingReason, fix: str, redis: str | None = No
 
 _OF_PODS: Final = (
     _known(
+        r"failed to create PVC .*exceeded quota: ([^,\s]+)",
+        _QUOTA,
+        "Lower spec.redis.managed.storage.size, or have ResourceQuota {1} raised",
+    ),
+    _known(
+        r"failed to create PVC .*(?:maximum|minimum) \S+ usage per",
+        "LimitRangeViolated",
+        "Choose a spec.redis.managed.storage.size that fits the namespace's LimitRange, or have that changed",
+    ),
+    _known(
         r"exceeded quota: ([^,\s]+)",
         _QUOTA,
         "Lower spec.pod.resources or spec.replicas, or have ResourceQuota {1} raised",

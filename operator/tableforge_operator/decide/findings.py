@@ -75,8 +75,10 @@ def redis_workload(cluster: WebSocketCluster, snapshot: Snapshot) -> Iterator[Fi
         replaced = state.get("currentRevision") == state.get("updateRevision")
         if observed(workload) and replaced and state.get("readyReplicas", 0) >= wanted:
             continue
-        trouble = pod_trouble(pods_of(snapshot, names.REDIS)) or _on_its_way(workload, snapshot)
-        if "PersistentVolumeClaim" in trouble:
+        trouble = pod_trouble(pods_of(snapshot, names.REDIS))
+        if trouble is None:
+            trouble = _on_its_way(workload, snapshot)
+        elif "PersistentVolumeClaim" in trouble:
             storage = redis.storage.storage_class_name
             trouble = (
                 f"{trouble.rstrip('.')}; its claim waits for "

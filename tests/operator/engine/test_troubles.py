@@ -153,13 +153,12 @@ def case(function: Case) -> Case:
 @case
 async def pods_beyond_a_quota(place: Place) -> None:
     await place.quota(requests__memory="100Mi")
-    await place.ask(manifest(place.namespace))
+    await place.ask(external(place.namespace))
     await place.says(
         "pods are forbidden: exceeded quota: small",
         "Lower spec.pod.resources or spec.replicas, or have ResourceQuota small raised.",
         reason="QuotaExceeded",
     )
-    await place.keeps_its_claim()
 
 
 @case
@@ -174,6 +173,18 @@ async def a_redis_beyond_a_quota(place: Place) -> None:
         reason="QuotaExceeded",
     )
     await place.keeps_its_claim()
+
+
+@case
+async def a_volume_of_redis_beyond_a_quota(place: Place) -> None:
+    await place.quota(requests__storage="1Mi")
+    await place.ask(manifest(place.namespace))
+    await place.says(
+        "Waiting for the managed Redis (tables-redis): failed to create PVC",
+        "exceeded quota: small",
+        "Lower spec.redis.managed.storage.size, or have ResourceQuota small raised.",
+        reason="QuotaExceeded",
+    )
 
 
 @case
