@@ -127,7 +127,8 @@ class Devcluster:
     async def restart_api_server(self) -> None:
         """Kill the API server, start it anew with what etcd has, and wait until it answers.
 
-        Every connection and watch breaks, and meanwhile nobody answers at its address. Not beside `wait`.
+        Every connection and watch breaks, and meanwhile nobody answers at its address. Not beside `wait`, and
+        not again after it was cancelled.
         Raises ComponentDied when a part of the cluster died, then or before.
         """
         supervisor = self._started_supervisor()

@@ -202,8 +202,15 @@ class Supervisor:
             if until.done():
                 return None
             self._wanted_anew.clear()
+            anew = asyncio.create_task(self._start_api_server_anew())
+            first: list[asyncio.Future[Any]] = [until, anew]
+            await asyncio.wait(first, return_when=asyncio.FIRST_COMPLETED)
+            if not anew.done():
+                anew.cancel()
+                await asyncio.wait([anew])
+                return None
             try:
-                await self._start_api_server_anew()
+                anew.result()
             except StartFailed as error:
                 return str(error)
             tell(messages.Restarted())

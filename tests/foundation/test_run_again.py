@@ -40,6 +40,28 @@ def taken():
 def test_what_it_takes_does_not_go_the_first_time(taken):
     pass
 """
+SKIPPED = """
+from pathlib import Path
+
+import pytest
+
+def test_there_is_nothing_to_test_the_second_time():
+    there = Path(__file__).with_name("been here")
+    before, _ = there.exists(), there.touch()
+    if before:
+        pytest.skip("nothing to test")
+    assert False
+"""
+CRASHED = """
+import os
+from pathlib import Path
+
+def test_the_worker_dies_the_first_time():
+    there = Path(__file__).with_name("died")
+    before, _ = there.exists(), there.touch()
+    if not before:
+        os._exit(1)
+"""
 FINE = """
 def test_fine():
     pass
@@ -54,6 +76,8 @@ def test_fine():
         pytest.param([ONCE.format(count=MOST_AGAIN + 1)], 1, 1, 0, id="too many"),
         pytest.param([TORN], 0, 2, 1, id="an error after the test"),
         pytest.param([ONCE.format(count=1), NEVER], 1, 2, 0, id="a defect, and one that passes alone"),
+        pytest.param([SKIPPED], 1, 2, 0, id="skipped alone"),
+        pytest.param([CRASHED, ONCE.format(count=1)], 3, 1, 0, id="a worker that crashed"),
         pytest.param([], 5, 1, 0, id="no tests"),
     ],
 )
