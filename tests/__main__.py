@@ -18,7 +18,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-MOST_AGAIN: Final = 3
+MOST_AGAIN: Final = 5
 BESIDE_OTHERS: Final = ("-n", "2", "--durations=20", "--dist", "loadfile", "--no-loadscope-reorder")
 ALONE: Final = ("--last-failed", "--last-failed-no-failures", "none")
 

@@ -164,7 +164,8 @@ class RedisServer:
         chosen_before = self._port is not None
         deadline = time.monotonic() + timeout_seconds
         while True:
-            if self._child is None or self._child.returncode is not None:
+            was_there = self._child is not None and self._child.returncode is None
+            if self._child is None or not was_there:
                 if not chosen_before:
                     self._port = free_port(highest=_highest_port(self.args))
                 self._child = self._spawn(self.port)
@@ -172,6 +173,8 @@ class RedisServer:
                 return
             output = self._child.output()
             await self.kill9()
+            if was_there and time.monotonic() < deadline:
+                continue  # it was on its way out
             if time.monotonic() >= deadline:
                 raise RedisFailedError(
                     f"{self._binary.name} did not answer in {timeout_seconds} s:\n{output}"

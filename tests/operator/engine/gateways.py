@@ -25,7 +25,7 @@ def remove_kinds(kubeconfig: Path) -> None:
     ours = [name for name in crds if name.endswith(f".{GROUP}")]
     if ours:
         # the API server takes its time over each: it sees first that no object is left
-        kubectl(kubeconfig, "delete", "--ignore-not-found", *ours, most_seconds=240)
+        kubectl(kubeconfig, "delete", "--ignore-not-found", *ours, most_seconds=480)
 
 
 def word(

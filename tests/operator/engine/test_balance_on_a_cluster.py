@@ -14,7 +14,7 @@ from tests.operator.engine.pods import Instance, fleet, set_pod
 from tests.operator.engine.test_cordons_on_a_cluster import names_of, some_pods
 from tests.operator.engine.test_gateway_on_a_cluster import kubeconfig, route, until_address
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 __all__ = ["kubeconfig"]
 

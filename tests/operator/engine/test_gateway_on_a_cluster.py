@@ -24,7 +24,7 @@ from tests.operator.engine.operators import AuditLog, Operators, until
 from tests.operator.engine.pods import Instance, fleet, set_pod
 from tests.operator.engine.test_cordons_on_a_cluster import names_of, some_pods
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 
 @pytest.fixture

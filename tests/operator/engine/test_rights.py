@@ -26,7 +26,7 @@ from tests.operator.engine.operators import (
     until,
 )
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(1200)]
 
 WATCHED = "tables"
 """The namespace that the overlay names."""
