@@ -132,9 +132,8 @@ class Devcluster:
         Raises ComponentDied when a part of the cluster died, then or before.
         """
         supervisor = self._started_supervisor()
-        with contextlib.suppress(
-            BrokenPipeError, ConnectionResetError
-        ):  # it has ended: what it said tells why
+        # Where it has ended already, what it said tells why.
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             writer(supervisor).write(b"restart\n")
             await writer(supervisor).drain()
         while line := await reader(supervisor).readline():
